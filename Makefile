@@ -1,0 +1,28 @@
+# What can be done with a checkout, one word each. Owns no logic: cargo builds, .ci/setup brings what
+# a machine lacks beside Rust (a PostgreSQL server's programs and a C compiler), and does nothing
+# where all is there. `make` alone says what there is.
+
+CARGO ?= cargo
+# Seconds that the demo runs; unset: until Ctrl-C on a terminal, else as long as the demo itself says.
+DURATION ?=
+
+.PHONY: help demo test lint setup
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: ## Everything at work on a private PostgreSQL: make demo [DURATION=20]
+	@.ci/setup
+	@exec $(CARGO) run --release --locked -- demo $(if $(DURATION),--duration $(DURATION))
+
+test: ## All tests, on private PostgreSQL servers
+	@.ci/setup test
+	$(CARGO) test --locked
+
+lint: ## Format, lints and documentation, with warnings as errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+
+setup: ## Install what the demo and the tests need, where it is missing
+	@.ci/setup test

@@ -1,0 +1,199 @@
+-- The one way to change a status.
+--
+-- Locks the runs' rows in key order, and then, in a statement with a newer snapshot, judges them
+-- and writes those that differ. Evidence committed before the lock is seen; evidence committed
+-- later has a queue row of its own. It never waits for a row: one that somebody else holds goes
+-- (back) to the queue, so that a batch keeps its locks for as long as it computes and no longer,
+-- and no deadlock can have the indexer in it.
+create function status_indexer.apply(
+  flow_ids      text[],
+  run_numbers   bigint[],
+  enqueued_ats  timestamptz[],
+  out applied   integer,
+  -- [[flow_id, run_number], ...] of the rows that were locked by somebody else.
+  out skipped   jsonb,
+  -- [{flow_id, run_number, from, to, reason}, ...]
+  out changes   jsonb,
+  -- [{flow_id, run_number, value}, ...] of the runs whose newest attempt_ok is no boolean.
+  out invalid   jsonb,
+  -- The next moment that time alone changes one of these runs, seconds since the epoch.
+  out next_deadline double precision
+)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  locked_flow_ids    text[];
+  locked_run_numbers bigint[];
+  at_secs            numeric;
+  cutoff             bigint;
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception using
+      errcode = 'invalid_transaction_state',
+      message = 'status_indexer.apply runs in read committed isolation only',
+      hint = 'an older snapshot would write a stale status';
+  end if;
+
+  select array_agg(held.flow_id), array_agg(held.run_number)
+    into locked_flow_ids, locked_run_numbers
+    from (select r.flow_id, r.run_number
+            from {{runs}} r
+           where (r.flow_id, r.run_number) in (select k.flow_id, k.run_number
+                                                 from unnest(flow_ids, run_numbers) k (flow_id, run_number))
+           order by r.flow_id, r.run_number
+             for no key update of r skip locked) held;
+
+  applied := coalesce(cardinality(locked_flow_ids), 0);
+
+  if applied < cardinality(flow_ids) then
+    -- A key with no run needs nothing: its evidence is an orphan.
+    with missed as (
+      select k.flow_id, k.run_number, min(k.enqueued_at) as enqueued_at
+        from unnest(flow_ids, run_numbers, enqueued_ats) k (flow_id, run_number, enqueued_at)
+       where not exists (select
+                           from unnest(locked_flow_ids, locked_run_numbers) l (flow_id, run_number)
+                          where l.flow_id = k.flow_id
+                            and l.run_number = k.run_number)
+         and exists (select
+                       from {{runs}} r
+                      where r.flow_id = k.flow_id
+                        and r.run_number = k.run_number)
+       group by k.flow_id, k.run_number
+    ), requeued as (
+      insert into status_indexer.queue (flow_id, run_number, enqueued_at)
+      select flow_id, run_number, coalesce(enqueued_at, clock_timestamp())
+        from missed
+    )
+    select jsonb_agg(jsonb_build_array(flow_id, run_number))
+      into skipped
+      from missed;
+  end if;
+
+  if applied = 0 then
+    return;
+  end if;
+
+  cutoff := status_indexer.cutoff();
+  at_secs := status_indexer.clock();
+
+  with judged as materialized (
+    select r.flow_id,
+           r.run_number,
+           r.run_status as was,
+           r.last_heartbeat_ts as heartbeat,
+           e.ok_value,
+           status_indexer.reason(status_indexer.parse_boolean(e.ok_value), e.ok_ts, e.retry_ts,
+                                 r.last_heartbeat_ts, at_secs, cutoff) as reason
+      from unnest(locked_flow_ids, locked_run_numbers) k (flow_id, run_number)
+      join {{runs}} r on r.flow_id = k.flow_id and r.run_number = k.run_number
+     cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e
+  ), written as (
+    update {{runs}} r
+       set run_status = status_indexer.status(j.reason)
+      from judged j
+     where r.flow_id = j.flow_id
+       and r.run_number = j.run_number
+       and j.was <> status_indexer.status(j.reason)
+  ), future as (
+    -- A heartbeat ahead of the clock by more than the cutoff comes into range by time alone.
+    select flow_id, run_number, heartbeat - cutoff as due_secs
+      from judged
+     where reason = 'heartbeat_lost'
+       and heartbeat > at_secs
+  ), disarmed as (
+    delete from status_indexer.timers t
+     using judged j
+     where t.flow_id = j.flow_id
+       and t.run_number = j.run_number
+       and not (j.reason = 'heartbeat_lost' and j.heartbeat > at_secs)
+  ), armed as (
+    insert into status_indexer.timers as t (flow_id, run_number, due_secs)
+    select flow_id, run_number, due_secs
+      from future
+        on conflict (flow_id, run_number) do update
+       set due_secs = excluded.due_secs
+     where t.due_secs <> excluded.due_secs
+  )
+  select jsonb_agg(jsonb_build_object('flow_id', flow_id,
+                                      'run_number', run_number,
+                                      'from', was,
+                                      'to', status_indexer.status(reason),
+                                      'reason', reason))
+           filter (where was <> status_indexer.status(reason)),
+         jsonb_agg(jsonb_build_object('flow_id', flow_id,
+                                      'run_number', run_number,
+                                      'value', left(ok_value, 80)))
+           filter (where ok_value is not null and status_indexer.parse_boolean(ok_value) is null),
+         least(min(heartbeat::numeric + cutoff) filter (where reason = 'heartbeat'),
+               (select min(due_secs) from future))::double precision
+    into changes, invalid, next_deadline
+    from judged;
+end
+$$;
+
+-- Claims up to `batch` queue rows with an id above `after_id` and applies their runs, in one call:
+-- a client that dies or freezes leaves either all of it done or nothing.
+create function status_indexer.drain(
+  after_id      bigint,
+  batch         integer,
+  -- Not null: for so many milliseconds the worker comes by itself, writers need not wake it.
+  quiet_ms      integer,
+  out claimed   integer,
+  out last_id   bigint,
+  -- Seconds from the event's writing to the end of this call, one an event that was applied.
+  out lags      double precision[],
+  out applied   integer,
+  out skipped   jsonb,
+  out changes   jsonb,
+  out invalid   jsonb,
+  out next_deadline double precision
+)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  flow_ids     text[];
+  run_numbers  bigint[];
+  enqueued_ats timestamptz[];
+begin
+  if quiet_ms is not null then
+    perform setval('status_indexer.quiet_until',
+                   (extract(epoch from clock_timestamp()) * 1000)::bigint + quiet_ms);
+  end if;
+
+  with claim as (
+    -- `= any (array(...))`, not a join: with a join the planner, which sees a queue that is
+    -- usually empty, deletes more rows than the limit.
+    delete from status_indexer.queue q
+     where q.id = any (array(select w.id
+                               from status_indexer.queue w
+                              where w.id > after_id
+                              order by w.id
+                              limit batch
+                                for update skip locked))
+    returning q.id, q.flow_id, q.run_number, q.enqueued_at
+  )
+  select count(*), max(id), array_agg(flow_id), array_agg(run_number), array_agg(enqueued_at)
+    into claimed, last_id, flow_ids, run_numbers, enqueued_ats
+    from claim;
+
+  if claimed = 0 then
+    return;
+  end if;
+
+  select a.applied, a.skipped, a.changes, a.invalid, a.next_deadline
+    into applied, skipped, changes, invalid, next_deadline
+    from status_indexer.apply(flow_ids, run_numbers, enqueued_ats) a;
+
+  select array_agg(extract(epoch from clock_timestamp() - k.enqueued_at)::double precision)
+    into lags
+    from unnest(flow_ids, run_numbers, enqueued_ats) k (flow_id, run_number, enqueued_at)
+   where skipped is null
+      or not skipped @> jsonb_build_array(jsonb_build_array(k.flow_id, k.run_number));
+end
+$$;

@@ -1,0 +1,70 @@
+-- One step of a walk over all runs in key order: judges the `batch` runs after the given key in one
+-- snapshot, without locks, and returns those whose stored status differs. Reads only.
+create function status_indexer.compare(
+  after_flow_id    text,
+  after_run_number bigint,
+  batch            integer,
+  -- Null where the walk has come to the end.
+  out last_flow_id    text,
+  out last_run_number bigint,
+  out compared        integer,
+  out at_secs         double precision,
+  -- [{flow_id, run_number, stored, expected, reason, queued, ok_value, ok_ts, retry_ts,
+  --   heartbeat, deadline_distance}, ...]; the distance in seconds, null where time decides nothing.
+  out drift           jsonb
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  clock_secs numeric := status_indexer.clock();
+  cutoff     bigint := status_indexer.cutoff();
+begin
+  at_secs := clock_secs;
+
+  with walked as materialized (
+    select r.flow_id, r.run_number, r.run_status, r.last_heartbeat_ts
+      from {{runs}} r
+     where (r.flow_id, r.run_number) > (after_flow_id, after_run_number)
+     order by r.flow_id, r.run_number
+     limit batch
+  ), judged as (
+    select w.flow_id,
+           w.run_number,
+           w.run_status as stored,
+           w.last_heartbeat_ts as heartbeat,
+           e.ok_value,
+           e.ok_ts,
+           e.retry_ts,
+           status_indexer.reason(status_indexer.parse_boolean(e.ok_value), e.ok_ts, e.retry_ts,
+                                 w.last_heartbeat_ts, clock_secs, cutoff) as reason
+      from walked w
+     cross join lateral status_indexer.evidence(w.flow_id, w.run_number) e
+  )
+  select count(*),
+         (select flow_id from walked order by flow_id desc, run_number desc limit 1),
+         (select run_number from walked order by flow_id desc, run_number desc limit 1),
+         jsonb_agg(jsonb_build_object(
+           'flow_id', flow_id,
+           'run_number', run_number,
+           'stored', stored,
+           'expected', status_indexer.status(reason),
+           'reason', reason,
+           'queued', exists (select
+                               from status_indexer.queue q
+                              where q.flow_id = j.flow_id
+                                and q.run_number = j.run_number),
+           'ok_value', left(ok_value, 80),
+           'ok_ts', ok_ts,
+           'retry_ts', retry_ts,
+           'heartbeat', heartbeat,
+           'deadline_distance', case
+             when reason in ('heartbeat', 'heartbeat_lost') then abs(abs(clock_secs - heartbeat) - cutoff)
+           end) order by flow_id, run_number)
+           filter (where stored <> status_indexer.status(reason))
+    into compared, last_flow_id, last_run_number, drift
+    from judged j;
+end
+$$;

@@ -1,0 +1,81 @@
+-- Why one run has its status: the evidence, the rule that decided, what is stored, and when time
+-- alone can change it. `run` is the run's number, or its run_id where one is set. Null where there
+-- is no such run. Times of evidence are milliseconds, those of heartbeats and deadlines seconds.
+create function status_indexer.explain(flow_id text, run text) returns jsonb
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  clock_secs numeric := status_indexer.clock();
+  cutoff     bigint := status_indexer.cutoff();
+  answer     jsonb;
+begin
+  with chosen as (
+    select r.flow_id, r.run_number, r.run_id, r.run_status, r.last_heartbeat_ts as heartbeat
+      from {{runs}} r
+     where r.flow_id = explain.flow_id
+       and (r.run_id = explain.run or r.run_number::text = explain.run)
+     order by (r.run_number::text = explain.run) desc
+     limit 1
+  ), rows as (
+    select m.id, m.task_id, m.field_name, to_jsonb(m.value) ->> 0 as value, m.ts_epoch
+      from {{metadata}} m
+      join chosen c on c.flow_id = m.flow_id and c.run_number = m.run_number
+     where m.step_name = 'end'
+       and m.field_name in ('attempt', 'attempt_ok')
+     order by m.ts_epoch desc, m.id desc
+     limit 100
+  ), judged as (
+    select c.*,
+           e.*,
+           status_indexer.parse_boolean(e.ok_value) as ok,
+           status_indexer.reason(status_indexer.parse_boolean(e.ok_value), e.ok_ts, e.retry_ts,
+                                 c.heartbeat, clock_secs, cutoff) as reason
+      from chosen c
+     cross join lateral status_indexer.evidence(c.flow_id, c.run_number) e
+  )
+  select jsonb_build_object(
+           'flow_id', flow_id,
+           'run_number', run_number,
+           'run_id', run_id,
+           'status', status_indexer.status(reason),
+           'reason', reason,
+           'finished_at', case
+             when reason in ('end_succeeded', 'end_failed') then ok_ts::numeric
+             when reason = 'heartbeat_lost' then heartbeat::numeric * 1000
+           end,
+           'stored', run_status,
+           'agrees', run_status = status_indexer.status(reason),
+           'believable', status_indexer.believable(),
+           'queued', exists (select
+                               from status_indexer.queue q
+                              where q.flow_id = j.flow_id
+                                and q.run_number = j.run_number),
+           'evidence', jsonb_build_object(
+             'attempt_ok', ok_value,
+             'attempt_ok_is_boolean', ok_value is null or ok is not null,
+             'attempt_ok_ts', ok_ts,
+             'attempt_ts', retry_ts,
+             'last_heartbeat_ts', heartbeat,
+             'rows', coalesce((select jsonb_agg(jsonb_build_object(
+                                        'id', id, 'task_id', task_id, 'field_name', field_name,
+                                        'value', value, 'ts_epoch', ts_epoch)
+                                        order by ts_epoch desc, id desc)
+                                 from rows), '[]')),
+           'cutoff_secs', cutoff,
+           'at_secs', clock_secs,
+           'next_change_secs', case
+             when reason = 'heartbeat' then heartbeat::numeric + cutoff
+             when reason = 'heartbeat_lost' and heartbeat > clock_secs then heartbeat::numeric - cutoff
+           end,
+           'next_status', case
+             when reason = 'heartbeat' then 'failed'
+             when reason = 'heartbeat_lost' and heartbeat > clock_secs then 'running'
+           end)
+    into answer
+    from judged j;
+
+  return answer;
+end
+$$;

@@ -1,0 +1,77 @@
+-- What the triggers call. None of it ever raises: an error on metadata_v3 would lose the user's row,
+-- one on runs_v3 would fail the creation of a run. What goes wrong is written to the server's log,
+-- and the reconciler finds what was missed.
+
+-- Sends the hint, unless the worker polls by itself anyway, or the notification queue is filling
+-- up: a full one raises at commit, outside any exception block.
+create function status_indexer.wake() returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- A moment further off than a worker ever asks for was set before the clock stepped back.
+  if (select q.last_value from status_indexer.quiet_until q)
+       - (extract(epoch from clock_timestamp()) * 1000)::bigint between 0 and 1000 then
+    return;
+  end if;
+  if pg_notification_queue_usage() < 0.5 then
+    perform pg_notify('status_indexer', '');
+  end if;
+end
+$$;
+
+-- For row triggers on both tables: both have a flow_id and a run_number.
+create function status_indexer.enqueue_row() returns trigger
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+  insert into status_indexer.queue (flow_id, run_number)
+  values (new.flow_id, new.run_number);
+  perform status_indexer.wake();
+  return null;
+exception when others then
+  raise log 'status_indexer: run %/% was not enqueued: % (%)', new.flow_id, new.run_number, sqlerrm, sqlstate;
+  return null;
+end
+$$;
+
+-- For statement triggers on metadata: the distinct runs whose end step's evidence was changed,
+-- before and after.
+create function status_indexer.enqueue_changed() returns trigger
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '100ms'
+as $$
+begin
+  if tg_op = 'UPDATE' then
+    insert into status_indexer.queue (flow_id, run_number)
+    select o.flow_id, o.run_number
+      from old_rows o
+     where o.step_name = 'end'
+       and o.field_name in ('attempt', 'attempt_ok')
+     union
+    select n.flow_id, n.run_number
+      from new_rows n
+     where n.step_name = 'end'
+       and n.field_name in ('attempt', 'attempt_ok');
+  else
+    insert into status_indexer.queue (flow_id, run_number)
+    select distinct o.flow_id, o.run_number
+      from old_rows o
+     where o.step_name = 'end'
+       and o.field_name in ('attempt', 'attempt_ok');
+  end if;
+  if found then
+    perform status_indexer.wake();
+  end if;
+  return null;
+exception when others then
+  raise log 'status_indexer: changed evidence was not enqueued: % (%)', sqlerrm, sqlstate;
+  return null;
+end
+$$;
+
+revoke execute on function status_indexer.enqueue_row() from public;
+revoke execute on function status_indexer.enqueue_changed() from public;

@@ -1,0 +1,35 @@
+//! `/healthz` tells whether the process lives, `/readyz` whether it is able and believable.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use serde_json::json;
+
+use crate::metrics::Metrics;
+
+pub(super) async fn alive() -> &'static str {
+    "alive\n"
+}
+
+/// Says the same as the gauges in `/metrics`, because it reads them.
+pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
+    let mut missing = Vec::new();
+    if metrics.up.get() == 0 {
+        missing.push("the database does not answer");
+    }
+    if metrics.believable.get() == 0 {
+        missing.push("the column is not to be believed yet: the first pass is not complete");
+    }
+    let code = if missing.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let body = json!({
+        "ready": missing.is_empty(),
+        "leader": metrics.leader.get() == 1,
+        "missing": missing,
+    });
+    (code, Json(body))
+}

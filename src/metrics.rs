@@ -1,0 +1,142 @@
+//! Every metric, in one struct and one registry.
+//!
+//! The help text is what an operator reads in Prometheus. Labels are bounded; the ids of flows and
+//! runs go to the log.
+
+use prometheus::{
+    CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// Upper bounds in seconds for what should take milliseconds: 0.5 ms to 60 s.
+const LAG_BUCKETS: [f64; 16] = [
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
+    15.0, 60.0,
+];
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident $(($($label:literal),+))? $([$buckets:expr])?,)+) => {
+        /// The daemon's metrics; the names in the registry carry the prefix `status_indexer_`.
+        #[derive(Debug, Clone)]
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// A registry with every metric in it.
+            #[must_use]
+            pub fn new() -> Self {
+                let registry = Registry::new();
+                $(let $field = {
+                    let help = concat!($($help),+).trim();
+                    let metric = metrics!(@make $kind, stringify!($field), help $(, ($($label),+))? $(, [$buckets])?)
+                        .expect("names and labels are literals of the right form");
+                    registry
+                        .register(Box::new(metric.clone()))
+                        .expect("names of fields are distinct");
+                    metric
+                };)+
+                Self { registry, $($field),+ }
+            }
+        }
+    };
+    (@make Histogram, $name:expr, $help:expr, [$buckets:expr]) => {
+        Histogram::with_opts(HistogramOpts::new($name, $help).namespace("status_indexer").buckets($buckets.to_vec()))
+    };
+    (@make HistogramVec, $name:expr, $help:expr, ($($label:literal),+), [$buckets:expr]) => {
+        HistogramVec::new(HistogramOpts::new($name, $help).namespace("status_indexer").buckets($buckets.to_vec()), &[$($label),+])
+    };
+    (@make $kind:ident, $name:expr, $help:expr, ($($label:literal),+)) => {
+        $kind::new(Opts::new($name, $help).namespace("status_indexer"), &[$($label),+])
+    };
+    (@make $kind:ident, $name:expr, $help:expr) => {
+        $kind::with_opts(Opts::new($name, $help).namespace("status_indexer"))
+    };
+}
+
+metrics! {
+    /// Always 1; the labels tell what runs.
+    build_info: GaugeVec("version"),
+    /// 1 while the database answers.
+    up: IntGauge,
+    /// 1 while this daemon does the work.
+    leader: IntGauge,
+    /// 1 while the column may be believed: a pass over all runs is complete.
+    believable: IntGauge,
+    /// 1 while the LISTEN session is up; always 0 behind a transaction pooler.
+    listener_connected: IntGauge,
+    /// LISTEN sessions lost and opened again.
+    listener_reconnects_total: IntCounter,
+    /// Wake-up calls received from writers.
+    notifications_total: IntCounter,
+    /// How full the server's notification queue is, 0 to 1.
+    notify_queue_usage_ratio: Gauge,
+    /// Events waiting in the queue; counted up to 10000.
+    queue_depth: IntGauge,
+    /// Age of the oldest waiting event, in seconds.
+    queue_oldest_age_seconds: Gauge,
+    /// Events taken from the queue.
+    events_total: IntCounter,
+    /// Statuses written.
+    transitions_total: IntCounterVec("from", "to", "reason"),
+    /// From an event's writing to its status being committed, in seconds.
+    event_lag_seconds: Histogram[LAG_BUCKETS],
+    /// From a deadline to the status being committed, in seconds.
+    sweep_lag_seconds: Histogram[LAG_BUCKETS],
+    /// Duration of one look for passed deadlines, in seconds.
+    sweep_duration_seconds: Histogram[LAG_BUCKETS],
+    /// Runs by stored status; running as of the last sweep, the others as of the last pass.
+    runs: GaugeVec("status"),
+    /// Runs compared with the definition by passes over all runs.
+    reconciled_total: IntCounter,
+    /// Runs whose stored status was wrong without an event or a deadline to explain it.
+    drift_total: CounterVec("cause"),
+    /// When the last pass over all runs was completed, seconds since the epoch.
+    reconcile_last_pass_timestamp_seconds: Gauge,
+    /// Looks at a run whose newest attempt_ok is no boolean; it counts as no evidence.
+    invalid_evidence_total: IntCounter,
+    /// Times a table's lock could not be had in time.
+    lock_timeouts_total: IntCounter,
+    /// Runs put back into the queue because somebody else held their row.
+    rows_locked_total: IntCounter,
+    /// Failed calls into the database; sqlstate is `none` where the server did not answer.
+    db_errors_total: IntCounterVec("sqlstate"),
+    /// Connections of the pool, by state: idle or used.
+    pool_connections: GaugeVec("state"),
+    /// Requests answered.
+    http_requests_total: IntCounterVec("route", "code"),
+    /// From a request to the head of its answer, in seconds.
+    http_request_duration_seconds: HistogramVec("route")[LAG_BUCKETS],
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Adds the process's own metrics (memory, CPU, descriptors), where the platform has them.
+    pub fn watch_process(&self) {
+        #[cfg(target_os = "linux")]
+        self.registry
+            .register(Box::new(
+                prometheus::process_collector::ProcessCollector::for_self(),
+            ))
+            .expect("the process collector is registered once");
+        self.build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1.0);
+    }
+
+    /// The registry in Prometheus's text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+}

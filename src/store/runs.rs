@@ -1,0 +1,140 @@
+//! Reads over the runs: what time may have changed, what differs from the definition, and why one
+//! run has its status.
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::types::Type;
+
+use super::{column, list};
+use crate::error::Error;
+use crate::pg::{Db, LONG, name_of};
+use crate::status::{Reason, RunKey, Status};
+
+const DUE: &str = "\
+-- runs.due
+select at_secs, running, flow_ids, run_numbers, deadlines, next_deadline
+  from status_indexer.due($1)";
+
+const COMPARE: &str = "\
+-- runs.compare
+select last_flow_id, last_run_number, compared, at_secs, drift
+  from status_indexer.compare($1, $2, $3)";
+
+/// What a look at the clock found.
+#[derive(Debug)]
+pub struct Due {
+    /// The database's clock, seconds since the epoch.
+    pub at_secs: f64,
+    /// Runs stored as running.
+    pub running: i64,
+    /// Runs to be judged, each with the deadline that passed, seconds since the epoch.
+    pub runs: Vec<(RunKey, f64)>,
+    /// The next moment that time alone changes a run, seconds since the epoch.
+    pub next_deadline_secs: Option<f64>,
+}
+
+/// Finds the runs whose deadline lies in (`since_secs`, now]; without it, every run that time may
+/// have changed.
+///
+/// # Errors
+/// If the call fails.
+pub async fn due(db: &Db, since_secs: Option<f64>) -> Result<Due, Error> {
+    let row = db
+        .query_one(DUE, &[(&since_secs, Type::FLOAT8)], LONG)
+        .await?;
+    let name = name_of(DUE);
+    let flow_ids: Option<Vec<String>> = column(&row, name, "flow_ids")?;
+    let run_numbers: Option<Vec<i64>> = column(&row, name, "run_numbers")?;
+    let deadlines: Option<Vec<f64>> = column(&row, name, "deadlines")?;
+    let runs = flow_ids
+        .into_iter()
+        .flatten()
+        .zip(run_numbers.into_iter().flatten())
+        .zip(deadlines.into_iter().flatten())
+        .map(|((flow_id, run_number), deadline)| {
+            (
+                RunKey {
+                    flow_id,
+                    run_number,
+                },
+                deadline,
+            )
+        })
+        .collect();
+    Ok(Due {
+        at_secs: column(&row, name, "at_secs")?,
+        running: column(&row, name, "running")?,
+        runs,
+        next_deadline_secs: column(&row, name, "next_deadline")?,
+    })
+}
+
+/// A run whose stored status differs from the definition, with what decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Whose.
+    #[serde(flatten)]
+    pub key: RunKey,
+    /// What the column says.
+    pub stored: Status,
+    /// What the definition says.
+    pub expected: Status,
+    /// The rule that decided.
+    pub reason: Reason,
+    /// Whether an event of the run waits in the queue, which explains the difference.
+    pub queued: bool,
+    /// The newest `attempt_ok`, as text, up to 80 characters.
+    pub ok_value: Option<String>,
+    /// Its time, milliseconds since the epoch.
+    pub ok_ts: Option<i64>,
+    /// The newest `attempt`'s time, milliseconds since the epoch.
+    pub retry_ts: Option<i64>,
+    /// The last heartbeat, seconds since the epoch.
+    pub heartbeat: Option<i64>,
+    /// Seconds between the clock and the nearest edge of the cutoff, where a heartbeat decided.
+    pub deadline_distance: Option<f64>,
+}
+
+/// One step of a walk over all runs.
+#[derive(Debug)]
+pub struct Compared {
+    /// The last run looked at; none at the end.
+    pub last: Option<RunKey>,
+    /// How many runs were looked at.
+    pub compared: i64,
+    /// The database's clock, seconds since the epoch.
+    pub at_secs: f64,
+    /// The runs that differ.
+    pub differences: Vec<Difference>,
+}
+
+/// Compares the `batch` runs after `after`, in key order and in one snapshot, without locks.
+///
+/// # Errors
+/// If the call fails.
+pub async fn compare(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Compared, Error> {
+    // No flow's name sorts before the empty one, and no run's number before the least.
+    let (flow_id, run_number) = after.map_or(("", i64::MIN), |key| (&*key.flow_id, key.run_number));
+    let row = db
+        .query_one(
+            COMPARE,
+            &[
+                (&flow_id, Type::TEXT),
+                (&run_number, Type::INT8),
+                (&batch, Type::INT4),
+            ],
+            LONG,
+        )
+        .await?;
+    let name = name_of(COMPARE);
+    let flow: Option<String> = column(&row, name, "last_flow_id")?;
+    let run: Option<i64> = column(&row, name, "last_run_number")?;
+    Ok(Compared {
+        last: flow.zip(run).map(|(flow_id, run_number)| RunKey {
+            flow_id,
+            run_number,
+        }),
+        compared: column::<i32>(&row, name, "compared")?.into(),
+        at_secs: column(&row, name, "at_secs")?,
+        differences: list(&row, name, "drift")?,
+    })
+}

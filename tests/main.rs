@@ -1,0 +1,6 @@
+//! Every test that meets a real PostgreSQL, in one binary, so that one server serves them all.
+
+mod support;
+
+mod harness;
+mod pipeline;
