@@ -4,16 +4,32 @@
 -- A boolean as PostgreSQL reads it, or null where it would raise.
 create function status_indexer.parse_boolean(value text) returns boolean
 language sql immutable parallel safe as $$
-  select case
-           when lower(btrim(value, E' \t\n\x0b\f\r'))
-                in ('t', 'tr', 'tru', 'true', 'y', 'ye', 'yes', 'on', '1') then true
-           when lower(btrim(value, E' \t\n\x0b\f\r'))
-                in ('f', 'fa', 'fal', 'fals', 'false', 'n', 'no', 'of', 'off', '0') then false
+  select case lower(btrim(value, E' \t\n\x0b\f\r'))
+           when 'true' then true
+           when 'false' then false
+           when 't' then true
+           when 'tr' then true
+           when 'tru' then true
+           when 'y' then true
+           when 'ye' then true
+           when 'yes' then true
+           when 'on' then true
+           when '1' then true
+           when 'f' then false
+           when 'fa' then false
+           when 'fal' then false
+           when 'fals' then false
+           when 'n' then false
+           when 'no' then false
+           when 'of' then false
+           when 'off' then false
+           when '0' then false
          end
 $$;
 
 -- The first rule that holds, by its name. `now_secs` is numeric, so that neither a heartbeat at
--- the end of int8 nor a fraction of a second is lost.
+-- the end of int8 nor a fraction of a second is lost. These functions are inlined; hence `case x
+-- when`, which computes x once.
 create function status_indexer.reason(
   ok            boolean,
   ok_ts         bigint,
@@ -23,13 +39,14 @@ create function status_indexer.reason(
   cutoff_secs   bigint
 ) returns text
 language sql immutable parallel safe as $$
-  select case
-           when not ok and retry_ts > ok_ts then 'retrying'
-           when ok then 'end_succeeded'
-           when not ok then 'end_failed'
-           when abs(now_secs - heartbeat) <= cutoff_secs then 'heartbeat'
-           when heartbeat is not null then 'heartbeat_lost'
-           else 'no_heartbeat'
+  select case ok
+           when true then 'end_succeeded'
+           when false then case when retry_ts > ok_ts then 'retrying' else 'end_failed' end
+           else case
+             when abs(now_secs - heartbeat) <= cutoff_secs then 'heartbeat'
+             when heartbeat is not null then 'heartbeat_lost'
+             else 'no_heartbeat'
+           end
          end
 $$;
 
@@ -43,22 +60,36 @@ language sql immutable parallel safe as $$
          end
 $$;
 
--- The newest `attempt_ok` and `attempt` of a run's end step. `to_jsonb(value) ->> 0` reads a text
--- column and a jsonb column alike, also if the column is changed from one to the other later.
--- An aggregate, not `order by ... limit 1`: that one lures the planner into the index on ts_epoch,
--- where it reads every metadata row of the run.
+-- What the end step's newest `attempt_ok` and `attempt` say; `ok` is null where the value is no
+-- boolean. `to_jsonb(value) ->> 0` reads a text column and a jsonb column alike, also if the column
+-- is changed from one to the other later. An aggregate, not `order by ... limit 1`: that one lures
+-- the planner into the index on ts_epoch, where it reads every metadata row of the run.
 create function status_indexer.evidence(flow_id text, run_number bigint)
-returns table (ok_value text, ok_ts bigint, retry_ts bigint)
+returns table (ok boolean, ok_ts bigint, ok_id bigint, retry_ts bigint)
 language sql stable parallel safe as $$
-  select (array_agg(to_jsonb(m.value) ->> 0 order by m.ts_epoch desc, m.id desc)
-            filter (where m.field_name = 'attempt_ok'))[1],
-         max(m.ts_epoch) filter (where m.field_name = 'attempt_ok'),
-         max(m.ts_epoch) filter (where m.field_name = 'attempt')
+  select case newest.ok[3] when 1 then true when 0 then false end,
+         newest.ok[1],
+         newest.ok[2],
+         newest.retry_ts
+    from (select max(array[m.ts_epoch, m.id, case status_indexer.parse_boolean(to_jsonb(m.value) ->> 0)
+                                               when true then 1
+                                               when false then 0
+                                             end])
+                   filter (where m.field_name = 'attempt_ok') as ok,
+                 max(m.ts_epoch) filter (where m.field_name = 'attempt') as retry_ts
+            from {{metadata}} m
+           where m.flow_id = evidence.flow_id
+             and m.run_number = evidence.run_number
+             and m.step_name = 'end'
+             and m.field_name in ('attempt', 'attempt_ok')) newest
+$$;
+
+-- The text of one metadata row, for people: up to 80 characters.
+create function status_indexer.value_of(id bigint) returns text
+language sql stable parallel safe as $$
+  select left(to_jsonb(m.value) ->> 0, 80)
     from {{metadata}} m
-   where m.flow_id = evidence.flow_id
-     and m.run_number = evidence.run_number
-     and m.step_name = 'end'
-     and m.field_name in ('attempt', 'attempt_ok')
+   where m.id = value_of.id
 $$;
 
 -- The database's clock, seconds since the epoch. `now()` stands still inside a transaction.

@@ -84,9 +84,9 @@ begin
            r.run_number,
            r.run_status as was,
            r.last_heartbeat_ts as heartbeat,
-           e.ok_value,
-           status_indexer.reason(status_indexer.parse_boolean(e.ok_value), e.ok_ts, e.retry_ts,
-                                 r.last_heartbeat_ts, at_secs, cutoff) as reason
+           e.ok_id,
+           e.ok is null and e.ok_id is not null as invalid,
+           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts, at_secs, cutoff) as reason
       from unnest(locked_flow_ids, locked_run_numbers) k (flow_id, run_number)
       join {{runs}} r on r.flow_id = k.flow_id and r.run_number = k.run_number
      cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e
@@ -125,8 +125,8 @@ begin
            filter (where was <> status_indexer.status(reason)),
          jsonb_agg(jsonb_build_object('flow_id', flow_id,
                                       'run_number', run_number,
-                                      'value', left(ok_value, 80)))
-           filter (where ok_value is not null and status_indexer.parse_boolean(ok_value) is null),
+                                      'value', status_indexer.value_of(ok_id)))
+           filter (where invalid),
          least(min(heartbeat::numeric + cutoff) filter (where reason = 'heartbeat'),
                (select min(due_secs) from future))::double precision
     into changes, invalid, next_deadline

@@ -9,6 +9,8 @@ create function status_indexer.compare(
   out last_run_number bigint,
   out compared        integer,
   out at_secs         double precision,
+  -- On a standby: the time of the last transaction replayed, seconds since the epoch.
+  out replayed_secs   double precision,
   -- [{flow_id, run_number, stored, expected, reason, queued, ok_value, ok_ts, retry_ts,
   --   heartbeat, deadline_distance}, ...]; the distance in seconds, null where time decides nothing.
   out drift           jsonb
@@ -23,6 +25,9 @@ declare
   cutoff     bigint := status_indexer.cutoff();
 begin
   at_secs := clock_secs;
+  if pg_is_in_recovery() then
+    replayed_secs := coalesce(extract(epoch from pg_last_xact_replay_timestamp()), 0);
+  end if;
 
   with walked as materialized (
     select r.flow_id, r.run_number, r.run_status, r.last_heartbeat_ts
@@ -35,11 +40,11 @@ begin
            w.run_number,
            w.run_status as stored,
            w.last_heartbeat_ts as heartbeat,
-           e.ok_value,
+           e.ok,
            e.ok_ts,
+           e.ok_id,
            e.retry_ts,
-           status_indexer.reason(status_indexer.parse_boolean(e.ok_value), e.ok_ts, e.retry_ts,
-                                 w.last_heartbeat_ts, clock_secs, cutoff) as reason
+           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, w.last_heartbeat_ts, clock_secs, cutoff) as reason
       from walked w
      cross join lateral status_indexer.evidence(w.flow_id, w.run_number) e
   )
@@ -56,7 +61,7 @@ begin
                                from status_indexer.queue q
                               where q.flow_id = j.flow_id
                                 and q.run_number = j.run_number),
-           'ok_value', left(ok_value, 80),
+           'ok_value', coalesce(ok::text, status_indexer.value_of(ok_id)),
            'ok_ts', ok_ts,
            'retry_ts', retry_ts,
            'heartbeat', heartbeat,

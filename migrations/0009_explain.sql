@@ -29,9 +29,8 @@ begin
   ), judged as (
     select c.*,
            e.*,
-           status_indexer.parse_boolean(e.ok_value) as ok,
-           status_indexer.reason(status_indexer.parse_boolean(e.ok_value), e.ok_ts, e.retry_ts,
-                                 c.heartbeat, clock_secs, cutoff) as reason
+           status_indexer.value_of(e.ok_id) as ok_value,
+           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, c.heartbeat, clock_secs, cutoff) as reason
       from chosen c
      cross join lateral status_indexer.evidence(c.flow_id, c.run_number) e
   )
@@ -54,7 +53,7 @@ begin
                                 and q.run_number = j.run_number),
            'evidence', jsonb_build_object(
              'attempt_ok', ok_value,
-             'attempt_ok_is_boolean', ok_value is null or ok is not null,
+             'attempt_ok_is_boolean', ok_id is null or ok is not null,
              'attempt_ok_ts', ok_ts,
              'attempt_ts', retry_ts,
              'last_heartbeat_ts', heartbeat,
