@@ -36,7 +36,8 @@ create table status_indexer.state (
   -- taken from the clock, so that a reinstalled schema never repeats one.
   generation         bigint not null default (extract(epoch from clock_timestamp()) * 1000000)::bigint,
   believable_since   timestamptz,
-  -- How far the first pass has come: the last key compared, and what was done so far.
+  -- How far the pass over all runs has come, the first one or a later one: the last key compared,
+  -- and what was done so far.
   pass_flow_id       text,
   pass_run_number    bigint,
   pass_started_at    timestamptz,

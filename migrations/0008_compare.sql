@@ -8,6 +8,9 @@ create function status_indexer.compare(
   out last_flow_id    text,
   out last_run_number bigint,
   out compared        integer,
+  -- How many of them the definition says are completed, and failed.
+  out completed       integer,
+  out failed          integer,
   out at_secs         double precision,
   -- On a standby: the time of the last transaction replayed, seconds since the epoch.
   out replayed_secs   double precision,
@@ -35,7 +38,7 @@ begin
      where (r.flow_id, r.run_number) > (after_flow_id, after_run_number)
      order by r.flow_id, r.run_number
      limit batch
-  ), judged as (
+  ), judged as materialized (
     select w.flow_id,
            w.run_number,
            w.run_status as stored,
@@ -47,29 +50,34 @@ begin
            status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, w.last_heartbeat_ts, clock_secs, cutoff) as reason
       from walked w
      cross join lateral status_indexer.evidence(w.flow_id, w.run_number) e
+  ), named as materialized (
+    select j.*, status_indexer.status(j.reason) as expected
+      from judged j
   )
   select count(*),
+         count(*) filter (where expected = 'completed'),
+         count(*) filter (where expected = 'failed'),
          (select flow_id from walked order by flow_id desc, run_number desc limit 1),
          (select run_number from walked order by flow_id desc, run_number desc limit 1),
          jsonb_agg(jsonb_build_object(
            'flow_id', flow_id,
            'run_number', run_number,
            'stored', stored,
-           'expected', status_indexer.status(reason),
+           'expected', expected,
            'reason', reason,
            'queued', exists (select
                                from status_indexer.queue q
-                              where q.flow_id = j.flow_id
-                                and q.run_number = j.run_number),
+                              where q.flow_id = n.flow_id
+                                and q.run_number = n.run_number),
            'ok_value', coalesce(ok::text, status_indexer.value_of(ok_id)),
            'ok_ts', ok_ts,
            'retry_ts', retry_ts,
            'heartbeat', heartbeat,
            'deadline_distance', case
              when reason in ('heartbeat', 'heartbeat_lost') then abs(abs(clock_secs - heartbeat) - cutoff)
-           end) order by flow_id, run_number)
-           filter (where stored <> status_indexer.status(reason))
-    into compared, last_flow_id, last_run_number, drift
-    from judged j;
+           end))
+           filter (where stored <> expected)
+    into compared, completed, failed, last_flow_id, last_run_number, drift
+    from named n;
 end
 $$;

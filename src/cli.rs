@@ -3,12 +3,14 @@
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
+use crate::backfill::{Speed, backfill};
 use crate::config::{DaemonArgs, DatabaseArgs, DefinitionArgs, TableArgs};
 use crate::daemon::Daemon;
 use crate::explain::explain;
 use crate::migrate;
 use crate::pg::Purpose;
 use crate::telemetry::LogFormat;
+use crate::verify;
 
 /// Bad usage or configuration, as in sysexits.h.
 pub const EXIT_USAGE: u8 = 64;
@@ -56,6 +58,11 @@ pub enum Command {
     Migrate(MigrateArgs),
     /// Run the daemon: index, sweep, and serve /metrics, /healthz and /readyz
     Run(RunArgs),
+    /// Make the first pass at full speed, with progress; can be stopped and resumed
+    Backfill(BackfillArgs),
+    /// Compare every stored status with the definition, changing nothing: 0 no drift, 1 drift
+    /// (listed), 2 could not tell
+    Verify(VerifyArgs),
     /// Say why a run has its status: the evidence, the rule, and when it can change
     Explain(ExplainArgs),
     /// See it work: a private PostgreSQL, simulated traffic, and the daemon on it
@@ -113,6 +120,32 @@ pub struct RunArgs {
     site: Site,
 }
 
+/// `backfill`
+#[derive(Debug, Args)]
+pub struct BackfillArgs {
+    #[command(flatten)]
+    speed: Speed,
+    #[command(flatten)]
+    site: Site,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Only this flow's runs
+    #[arg(long, value_name = "FLOW")]
+    flow: Option<String>,
+    /// Print JSON, one object a wrong run, then one with the counts
+    #[arg(long)]
+    json: bool,
+    /// Runs that are compared by one statement
+    #[arg(long, env = "STATUS_INDEXER_VERIFY_BATCH_SIZE", default_value_t = 5_000, value_name = "RUNS",
+          value_parser = clap::value_parser!(i32).range(100..=50_000))]
+    batch_size: i32,
+    #[command(flatten)]
+    site: Site,
+}
+
 /// `explain`
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
@@ -152,6 +185,12 @@ pub async fn execute(command: Command, stop: CancellationToken) -> Result<u8, Fa
     match command {
         Command::Migrate(args) => migrate(args, &stop).await,
         Command::Run(args) => run(args, stop).await,
+        Command::Backfill(args) => {
+            let connector = args.site.connector()?;
+            let done = backfill(&connector, &args.speed, &stop).await?;
+            Ok(if done { 0 } else { EXIT_FAILURE })
+        }
+        Command::Verify(args) => prove(args, &stop).await,
         Command::Explain(args) => tell(args).await,
         Command::Demo(args) => Ok(crate::demo::run(args, stop).await?),
     }
@@ -204,6 +243,20 @@ async fn run(args: RunArgs, stop: CancellationToken) -> Result<u8, Failure> {
     };
     daemon.run(stop).await?;
     Ok(0)
+}
+
+async fn prove(args: VerifyArgs, stop: &CancellationToken) -> Result<u8, Failure> {
+    let connector = args.site.connector()?;
+    let options = verify::Options {
+        flow: args.flow,
+        json: args.json,
+        batch_size: args.batch_size,
+        cutoff_secs: args.site.definition.cutoff,
+    };
+    let verdict = verify::verify(&connector, &options, stop)
+        .await
+        .map_err(Failure::Unknown)?;
+    Ok(verdict.exit_code())
 }
 
 async fn tell(args: ExplainArgs) -> Result<u8, Failure> {

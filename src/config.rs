@@ -153,6 +153,14 @@ pub struct DaemonArgs {
         value_enum
     )]
     pub session_mode: SessionMode,
+    /// Runs a second that are compared with the definition, for ever, to prove the column
+    #[arg(long, env = "STATUS_INDEXER_RECONCILE_RATE", default_value_t = 500, value_name = "RUNS",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub reconcile_rate: u32,
+    /// Seconds from the beginning of one such pass to that of the next, at least
+    #[arg(long, env = "STATUS_INDEXER_RECONCILE_INTERVAL", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub reconcile_interval: u64,
     /// Seconds to finish what is under way after SIGTERM or SIGINT
     #[arg(long, env = "STATUS_INDEXER_SHUTDOWN_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=600))]

@@ -23,6 +23,7 @@ use crate::signals::{Alarm, Lead, LeadWatch, Wake};
 use crate::store::queue;
 use crate::store::state::{self, DEFINITION_VERSION, State};
 use crate::sweeper::Sweeper;
+use crate::walk::Listeners;
 use crate::worker::Worker;
 
 /// How often what a scrape shows, but no stage learns by itself, is asked for.
@@ -203,9 +204,13 @@ impl Daemon {
         let reconciler = Reconciler {
             db: db.clone(),
             lead: lead_watch,
-            wake: wake.clone(),
-            alarm: alarm.clone(),
+            listeners: Listeners {
+                wake: wake.clone(),
+                alarm: alarm.clone(),
+            },
             cutoff_secs: self.cutoff_secs,
+            rate: self.args.reconcile_rate.into(),
+            interval: Duration::from_secs(self.args.reconcile_interval),
             notifying_neighbour: start.notifying_neighbour,
             metrics: metrics.clone(),
         };

@@ -10,9 +10,10 @@
 //!    by the definition (`migrations/0005_definition.sql`) and writes what differs. It is the one
 //!    way to change a status.
 //! 5. The [`sweeper`] does the same for the runs that time alone has changed, and the
-//!    [`reconciler`] for all runs, whatever happened to their events.
+//!    [`reconciler`] for all runs, by the [`walk`], whatever happened to their events.
 //!
-//! The [`daemon`] runs these stages; [`migrate`] installs what they need; [`explain`] tells why one
+//! The [`daemon`] runs these stages; [`migrate`] installs what they need; [`backfill`] makes
+//! the first walk at full speed and [`verify`] one that changes nothing; [`explain`] tells why one
 //! run has its status; [`demo`] shows all of it on a database of its own. Beneath them lie [`pg`]
 //! (the way to the database), [`error`], [`backoff`] and [`status`].
 
@@ -31,11 +32,14 @@ pub mod signals;
 pub mod listener;
 pub mod reconciler;
 pub mod sweeper;
+pub mod walk;
 pub mod worker;
 
+pub mod backfill;
 pub mod explain;
 pub mod http;
 pub mod migrate;
+pub mod verify;
 
 pub mod daemon;
 pub mod demo;

@@ -2,6 +2,7 @@
 //!
 //! All of it is hints. A signal that is lost costs latency; the rows decide.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, watch};
@@ -51,17 +52,31 @@ impl LeadWatch {
 
 /// Tells the worker that there may be rows in the queue. Calls coalesce.
 #[derive(Debug, Clone, Default)]
-pub struct Wake(Arc<Notify>);
+pub struct Wake {
+    calls: Arc<Notify>,
+    busy: Arc<AtomicBool>,
+}
 
 impl Wake {
     /// There may be work.
     pub fn call(&self) {
-        self.0.notify_one();
+        self.calls.notify_one();
+    }
+
+    /// Whether events come fast, so that what can wait should.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether events come fast.
+    pub fn set_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Relaxed);
     }
 
     /// Returns once there was a call since the last return.
     pub async fn called(&self) {
-        self.0.notified().await;
+        self.calls.notified().await;
     }
 }
 

@@ -139,6 +139,7 @@ impl Worker {
         let full = start >= pace.full_look_due;
         let after_id = if full { 0 } else { pace.hint };
         let busy = pace.rate.per_second(start) > BUSY_RATE;
+        self.wake.set_busy(busy);
         let renew = busy && pace.quiet_until.saturating_duration_since(start) < QUIET / 2;
         let quiet_ms = renew.then_some(QUIET_MS);
 

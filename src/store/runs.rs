@@ -16,7 +16,7 @@ select at_secs, running, flow_ids, run_numbers, deadlines, next_deadline
 
 const COMPARE: &str = "\
 -- runs.compare
-select last_flow_id, last_run_number, compared, at_secs, drift
+select last_flow_id, last_run_number, compared, completed, failed, at_secs, replayed_secs, drift
   from status_indexer.compare($1, $2, $3)";
 
 /// What a look at the clock found.
@@ -94,6 +94,25 @@ pub struct Difference {
     pub deadline_distance: Option<f64>,
 }
 
+impl Difference {
+    /// Whether the passing of time alone could explain the difference.
+    #[must_use]
+    pub fn is_of_time(&self) -> bool {
+        self.deadline_distance.is_some() && self.stored != Status::Completed
+    }
+
+    /// Whether an event that waits, or a deadline that has just passed, explains it: the pipeline
+    /// is about to mend it.
+    #[must_use]
+    pub fn is_in_flight(&self) -> bool {
+        let near = |secs: f64| secs <= DEADLINE_SLACK_SECS;
+        self.queued || (self.is_of_time() && self.deadline_distance.is_some_and(near))
+    }
+}
+
+/// A deadline that passed so recently may not have been swept yet.
+pub const DEADLINE_SLACK_SECS: f64 = 5.0;
+
 /// One step of a walk over all runs.
 #[derive(Debug)]
 pub struct Compared {
@@ -101,8 +120,14 @@ pub struct Compared {
     pub last: Option<RunKey>,
     /// How many runs were looked at.
     pub compared: i64,
+    /// How many of them the definition says are completed.
+    pub completed: i64,
+    /// How many of them the definition says are failed.
+    pub failed: i64,
     /// The database's clock, seconds since the epoch.
     pub at_secs: f64,
+    /// On a standby: the time of the last transaction replayed, seconds since the epoch.
+    pub replayed_secs: Option<f64>,
     /// The runs that differ.
     pub differences: Vec<Difference>,
 }
@@ -134,7 +159,10 @@ pub async fn compare(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Comp
             run_number,
         }),
         compared: column::<i32>(&row, name, "compared")?.into(),
+        completed: column::<i32>(&row, name, "completed")?.into(),
+        failed: column::<i32>(&row, name, "failed")?.into(),
         at_secs: column(&row, name, "at_secs")?,
+        replayed_secs: column(&row, name, "replayed_secs")?,
         differences: list(&row, name, "drift")?,
     })
 }

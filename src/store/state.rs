@@ -39,15 +39,18 @@ update status_indexer.state
        pass_compared = pass_compared + $4,
        pass_corrected = pass_corrected + $5
  where generation = $1
-   and believable_since is null
-returning generation";
+returning believable_since is not null as believable";
 
-const BLESS: &str = "\
--- state.bless
+const FINISH: &str = "\
+-- state.finish
 update status_indexer.state
-   set believable_since = clock_timestamp()
+   set believable_since = coalesce(believable_since, clock_timestamp()),
+       pass_flow_id = null,
+       pass_run_number = null,
+       pass_started_at = null,
+       pass_compared = 0,
+       pass_corrected = 0
  where generation = $1
-   and believable_since is null
 returning generation";
 
 /// The one row of `status_indexer.state`.
@@ -61,7 +64,7 @@ pub struct State {
     pub generation: i64,
     /// Whether the column may be believed.
     pub believable: bool,
-    /// The last run that the first pass has compared.
+    /// The last run that the pass has compared.
     pub pass_position: Option<RunKey>,
     /// Runs that it has compared.
     pub pass_compared: i64,
@@ -110,7 +113,8 @@ pub async fn adopt_cutoff(db: &Db, cutoff_secs: i64) -> Result<bool, Error> {
     Ok(!rows.is_empty())
 }
 
-/// Makes the pass's position durable. False where its generation is over: the pass must begin anew.
+/// Makes the position of a pass durable. Returns whether the column is believable by now; none
+/// where the generation is over, and the pass must begin anew.
 ///
 /// # Errors
 /// If the call fails.
@@ -120,7 +124,7 @@ pub async fn advance(
     position: &RunKey,
     compared: i64,
     corrected: i64,
-) -> Result<bool, Error> {
+) -> Result<Option<bool>, Error> {
     let rows = db
         .query(
             ADVANCE,
@@ -134,14 +138,19 @@ pub async fn advance(
             SHORT,
         )
         .await?;
-    Ok(!rows.is_empty())
+    rows.first()
+        .map(|row| column(row, name_of(ADVANCE), "believable"))
+        .transpose()
 }
 
-/// Marks the column believable. False where the generation is over, or somebody did it before.
+/// Ends a pass: the column is believable, and the next pass begins at the first run. False where
+/// the generation is over.
 ///
 /// # Errors
 /// If the call fails.
-pub async fn bless(db: &Db, generation: i64) -> Result<bool, Error> {
-    let rows = db.query(BLESS, &[(&generation, Type::INT8)], SHORT).await?;
+pub async fn finish(db: &Db, generation: i64) -> Result<bool, Error> {
+    let rows = db
+        .query(FINISH, &[(&generation, Type::INT8)], SHORT)
+        .await?;
     Ok(!rows.is_empty())
 }
