@@ -1,6 +1,9 @@
 //! The command line: what each command is, and what it exits with.
 
-use clap::{Args, Parser, Subcommand};
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::backfill::{Speed, backfill};
@@ -49,6 +52,32 @@ pub struct Cli {
         global = true
     )]
     pub log: String,
+}
+
+impl Cli {
+    /// Reads the command line and the environment. A variable that is set to nothing counts as
+    /// unset, whatever its flag's type: charts and shells set empty ones.
+    ///
+    /// # Errors
+    /// If they cannot be used; the error prints itself, and is also how help is shown.
+    pub fn read() -> Result<Self, clap::Error> {
+        let mut command = without_empty_variables(Self::command());
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            let value = arg.get_env().and_then(std::env::var_os);
+            if value.is_some_and(|value| value.is_empty()) {
+                arg.env(None::<&str>)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// The commands.
@@ -228,7 +257,7 @@ async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<u8, Fail
         }
         Direction::Status => {
             let (report, whole) = migrate::status(&connector, &names).await?;
-            print!("{report}");
+            say(&report)?;
             Ok(if whole { 0 } else { EXIT_FAILURE })
         }
     }
@@ -284,10 +313,18 @@ async fn tell(args: ExplainArgs) -> Result<u8, Failure> {
     }
     if args.json {
         let text = serde_json::to_string_pretty(&explanation).map_err(anyhow::Error::from)?;
-        println!("{text}");
+        say(&text)?;
     } else {
-        println!("{}", explanation.to_text());
+        say(&explanation.to_text())?;
     }
     let wrong = !explanation.agrees && explanation.believable && !explanation.queued;
     Ok(if wrong { EXIT_FAILURE } else { 0 })
+}
+
+/// Writes to standard output. A reader that has seen enough, as `head` does, is no failure.
+fn say(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
 }

@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
 use status_indexer::cli::{Cli, EXIT_FAILURE, EXIT_UNKNOWN, EXIT_USAGE, Failure, execute};
 use status_indexer::{error, shutdown, telemetry};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => {
             let asked = matches!(

@@ -3,5 +3,6 @@
 mod support;
 
 mod harness;
+mod operator;
 mod pipeline;
 mod reconcile;
