@@ -1,11 +1,16 @@
 //! What an operator meets at a shell: variables of charts, pipes, and the wrong order of things.
 
 use std::process::Stdio;
+use std::time::Duration;
 
+use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::daemon::Launch;
 use crate::support::database::Database;
+use crate::support::wait::eventually;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_variable_that_is_empty_counts_as_unset() {
@@ -48,4 +53,37 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
     // Nothing is installed, which is what it would have said.
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[tokio::test]
+async fn removing_is_quiet_also_where_there_is_nothing_left() {
+    let database = Database::fresh().await;
+    for _ in 0..2 {
+        let output = Launch::on(&database)
+            .args(&["migrate", "down"])
+            .output()
+            .await;
+        assert!(output.status.success());
+        for line in String::from_utf8_lossy(&output.stderr).lines() {
+            let line: Value = serde_json::from_str(line).expect("the log is JSON");
+            let target = line["target"].as_str().expect("a line has a target");
+            assert!(target.starts_with("status_indexer"), "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_whose_objects_are_gone_is_not_ready() {
+    let database = Database::fresh().await;
+    let daemon = Launch::on(&database).start().await;
+    let output = Launch::on(&database)
+        .args(&["migrate", "down"])
+        .output()
+        .await;
+    assert!(output.status.success());
+    eventually(PATIENCE, "it is not ready any more", async || {
+        matches!(daemon.get("/readyz").await, Some((503, _)))
+    })
+    .await;
+    assert_eq!(daemon.metric("status_indexer_believable").await, Some(0.0));
 }

@@ -9,7 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::session::{Connector, Purpose, SessionMode, TRANSACTION_SETTINGS, settings};
-use crate::error::{Error, chain};
+use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
 
 /// A value and its type. Types are stated, so that a statement needs no round trip to prepare it
@@ -164,6 +164,10 @@ impl Db {
             .inc();
         if error.is_lock_timeout() {
             self.metrics.lock_timeouts_total.inc();
+        }
+        // The objects were removed, or a restore left them out: nobody keeps the column now.
+        if error.remedy() == Remedy::Migrate {
+            self.metrics.believable.set(0);
         }
         let unreachable = match error {
             Error::Connect(_) | Error::Timeout { .. } => true,

@@ -140,6 +140,7 @@ pub(crate) fn settings(purpose: Purpose) -> String {
 set default_transaction_isolation = 'read committed';
 set search_path = pg_catalog, pg_temp;
 set jit = off;
+set client_min_messages = warning;
 set tcp_keepalives_idle = 10;
 set tcp_keepalives_interval = 3;
 set tcp_keepalives_count = 3;
