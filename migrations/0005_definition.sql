@@ -108,9 +108,10 @@ language sql stable parallel safe as $$
   select believable_since is not null from status_indexer.state
 $$;
 
--- For readers in plain SQL: null while the column is not to be believed.
+-- For readers in plain SQL: null while the column is not to be believed. The state is read here and
+-- not by a function, so that a reader needs a grant on the view and on nothing else.
 create view status_indexer.run_status as
   select r.flow_id,
          r.run_number,
-         case when status_indexer.believable() then r.run_status end as run_status
+         case when (select s.believable_since is not null from status_indexer.state s) then r.run_status end as run_status
     from {{runs}} r;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::daemon::Launch;
-use crate::support::database::Database;
+use crate::support::database::{Database, connect};
 use crate::support::wait::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -86,4 +86,29 @@ async fn a_daemon_whose_objects_are_gone_is_not_ready() {
     })
     .await;
     assert_eq!(daemon.metric("status_indexer_believable").await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_reader_of_the_view_needs_a_grant_on_nothing_else() {
+    let database = Database::fresh().await;
+    let _daemon = Launch::on(&database).start().await;
+    let writer = database.writer().await;
+    writer.insert_flow("Flow").await;
+    let now = writer.now_secs().await;
+    writer.insert_run("Flow", Some(now)).await;
+    let grants = "\
+create role reader_of_the_view login;
+grant usage on schema status_indexer to reader_of_the_view;
+grant select on status_indexer.run_status to reader_of_the_view";
+    writer
+        .client()
+        .batch_execute(grants)
+        .await
+        .expect("the superuser grants");
+    let reader = connect(database.config().user("reader_of_the_view")).await;
+    let row = reader
+        .query_one("select run_status from status_indexer.run_status", &[])
+        .await
+        .expect("the view is enough");
+    assert_eq!(row.get::<_, Option<&str>>(0), Some("running"));
 }
