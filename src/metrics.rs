@@ -3,6 +3,7 @@
 //! The help text is what an operator reads in Prometheus. Labels are bounded; the ids of flows and
 //! runs go to the log.
 
+use prometheus::core::{Collector as _, Desc};
 use prometheus::{
     CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
@@ -38,6 +39,14 @@ macro_rules! metrics {
                     metric
                 };)+
                 Self { registry, $($field),+ }
+            }
+
+            /// What there is, in the order of the declarations; the registry shows a metric with
+            /// labels only once it has a value.
+            #[must_use]
+            pub fn declared(&self) -> Vec<Declared> {
+                let kinds = [$((self.$field.desc(), stringify!($kind))),+];
+                kinds.into_iter().filter_map(|(descs, kind)| Declared::read(&descs, kind)).collect()
             }
         }
     };
@@ -108,6 +117,34 @@ metrics! {
     http_requests_total: IntCounterVec("route", "code"),
     /// From a request to the head of its answer, in seconds.
     http_request_duration_seconds: HistogramVec("route")[LAG_BUCKETS],
+}
+
+/// A metric as it is declared: what documentation is held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    /// With the prefix.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The names of its labels.
+    pub labels: Vec<String>,
+    /// Its help text.
+    pub help: String,
+}
+
+impl Declared {
+    fn read(descs: &[&Desc], kind: &str) -> Option<Self> {
+        let desc = descs.first()?;
+        let kind = ["counter", "gauge", "histogram"]
+            .into_iter()
+            .find(|known| kind.to_lowercase().contains(known))?;
+        Some(Self {
+            name: desc.fq_name.clone(),
+            kind,
+            labels: desc.variable_labels.clone(),
+            help: desc.help.clone(),
+        })
+    }
 }
 
 impl Default for Metrics {
