@@ -5,6 +5,7 @@
 
 mod deployment;
 mod prometheus;
+mod readme;
 
 use std::path::{Path, PathBuf};
 
