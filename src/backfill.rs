@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::migrate;
+use crate::output::say;
 use crate::pg::{Connector, Db, Purpose, SessionMode};
 use crate::status::Status;
 use crate::store::state;
@@ -58,7 +59,7 @@ pub async fn backfill(
             "cannot read the indexer's state; is it installed? See `status-indexer migrate status`",
         )?;
         if state.believable {
-            println!("nothing to do: the column is believable; `status-indexer verify` proves it");
+            say("nothing to do: the column is believable; `status-indexer verify` proves it")?;
             return Ok(true);
         }
         let notifying = migrate::notifying_neighbour(&client, &state.runs_table).await?;
@@ -90,16 +91,12 @@ pub async fn backfill(
             .await?;
         report.bar.finish_and_clear();
         match outcome {
-            Outcome::Complete => println!("{}", report.summary("the column is believable")),
-            Outcome::ByAnother => println!(
-                "{}",
-                report.summary("the column is believable; another pass came to the end first")
-            ),
+            Outcome::Complete => say(&report.summary("the column is believable"))?,
+            Outcome::ByAnother => {
+                say(&report.summary("the column is believable; another pass came to the end first"))?
+            }
             Outcome::Stopped => {
-                println!(
-                    "{}",
-                    report.summary("stopped; run it again to go on from here")
-                );
+                say(&report.summary("stopped; run it again to go on from here"))?;
                 return Ok(false);
             }
             Outcome::Outdated => {

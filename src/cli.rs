@@ -1,8 +1,5 @@
 //! The command line: what each command is, and what it exits with.
 
-use std::io::{self, Write as _};
-
-use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +8,7 @@ use crate::config::{DaemonArgs, DatabaseArgs, DefinitionArgs, TableArgs};
 use crate::daemon::Daemon;
 use crate::explain::explain;
 use crate::migrate;
+use crate::output::say;
 use crate::pg::Purpose;
 use crate::telemetry::LogFormat;
 use crate::verify;
@@ -319,12 +317,4 @@ async fn tell(args: ExplainArgs) -> Result<u8, Failure> {
     }
     let wrong = !explanation.agrees && explanation.believable && !explanation.queued;
     Ok(if wrong { EXIT_FAILURE } else { 0 })
-}
-
-/// Writes to standard output. A reader that has seen enough, as `head` does, is no failure.
-fn say(text: &str) -> anyhow::Result<()> {
-    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to standard output"),
-    }
 }

@@ -46,5 +46,6 @@ pub mod demo;
 
 pub mod cli;
 pub mod config;
+pub mod output;
 pub mod shutdown;
 pub mod telemetry;

@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::output::say;
 use crate::pg::{Connector, Db, SessionMode};
 use crate::status::RunKey;
 use crate::store::runs::{Compared, DEADLINE_SLACK_SECS, Difference, compare};
@@ -95,19 +96,19 @@ pub async fn verify(
             || matches!((&options.flow, &step.last), (Some(flow), Some(last)) if *flow != last.flow_id);
         if over || stop.is_cancelled() {
             verdict.finished = over;
-            judge(&step, options, &mut verdict);
+            judge(&step, options, &mut verdict)?;
             break;
         }
         // The next step is compared while this one is printed.
         let next = compare(&db, step.last.as_ref(), options.batch_size);
-        judge(&step, options, &mut verdict);
+        judge(&step, options, &mut verdict)?;
         step = next.await?;
     }
-    report(options, &verdict);
+    report(options, &verdict)?;
     Ok(verdict)
 }
 
-fn judge(step: &Compared, options: &Options, verdict: &mut Verdict) {
+fn judge(step: &Compared, options: &Options, verdict: &mut Verdict) -> anyhow::Result<()> {
     verdict.compared += u64::try_from(step.compared).unwrap_or(0);
     let of_flow = |difference: &&Difference| {
         options
@@ -122,9 +123,10 @@ fn judge(step: &Compared, options: &Options, verdict: &mut Verdict) {
             verdict.unknown += 1;
         } else {
             verdict.drift += 1;
-            list(difference, options, verdict.drift);
+            list(difference, options, verdict.drift)?;
         }
     }
+    Ok(())
 }
 
 /// On a standby: whether the deadline that would explain the difference had passed, as far as has
@@ -137,11 +139,11 @@ fn is_unreplayed(difference: &Difference, step: &Compared) -> bool {
     difference.is_of_time() && step.at_secs - since > replayed_secs - DEADLINE_SLACK_SECS
 }
 
-fn list(difference: &Difference, options: &Options, nth: u64) {
+fn list(difference: &Difference, options: &Options, nth: u64) -> anyhow::Result<()> {
     if options.json {
-        println!("{}", json!(difference));
+        say(&json!(difference).to_string())
     } else if nth <= LISTED {
-        println!(
+        say(&format!(
             "{}: stored {}, should be {} ({}; attempt_ok {} at {}, attempt at {}, heartbeat {})",
             difference.key,
             difference.stored,
@@ -151,9 +153,11 @@ fn list(difference: &Difference, options: &Options, nth: u64) {
             text(difference.ok_ts),
             text(difference.retry_ts),
             text(difference.heartbeat),
-        );
+        ))
     } else if nth == LISTED + 1 {
-        println!("more are counted, not listed; --json lists all");
+        say("more are counted, not listed; --json lists all")
+    } else {
+        Ok(())
     }
 }
 
@@ -161,28 +165,26 @@ fn text(number: Option<i64>) -> String {
     number.map_or_else(|| "none".to_owned(), |number| number.to_string())
 }
 
-fn report(options: &Options, verdict: &Verdict) {
+fn report(options: &Options, verdict: &Verdict) -> anyhow::Result<()> {
     if options.json {
-        println!(
-            "{}",
-            json!({
-                "compared": verdict.compared,
-                "drift": verdict.drift,
-                "in_flight": verdict.in_flight,
-                "unknown": verdict.unknown,
-                "believable": verdict.believable,
-                "finished": verdict.finished,
-            })
-        );
-        return;
+        let counts = json!({
+            "compared": verdict.compared,
+            "drift": verdict.drift,
+            "in_flight": verdict.in_flight,
+            "unknown": verdict.unknown,
+            "believable": verdict.believable,
+            "finished": verdict.finished,
+        });
+        return say(&counts.to_string());
     }
-    println!(
+    say(&format!(
         "{} runs compared: {} wrong, {} in flight (an event waits, or a deadline is close), {} could not be told",
         verdict.compared, verdict.drift, verdict.in_flight, verdict.unknown
-    );
+    ))?;
     if !verdict.finished {
-        println!("stopped before the end");
+        say("stopped before the end")?;
     } else if !verdict.believable && verdict.drift > 0 {
-        println!("the first pass is not complete, so differences are to be expected");
+        say("the first pass is not complete, so differences are to be expected")?;
     }
+    Ok(())
 }
