@@ -4,6 +4,7 @@ mod support;
 
 mod docs;
 mod harness;
+mod nginx;
 mod operator;
 mod pipeline;
 mod reconcile;

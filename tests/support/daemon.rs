@@ -355,8 +355,8 @@ fn program() -> Command {
     command
 }
 
-/// Kills the daemon when the test's process dies before it: the pipe closes then.
-fn watchdog(pid: u32) -> std::process::Child {
+/// Kills a process when the test's process dies before it: the pipe closes then.
+pub(crate) fn watchdog(pid: u32) -> std::process::Child {
     Shell::new("sh")
         .args([
             "-c",
