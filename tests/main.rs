@@ -7,4 +7,5 @@ mod harness;
 mod nginx;
 mod operator;
 mod pipeline;
+mod plugin;
 mod reconcile;
