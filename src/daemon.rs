@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::config::DaemonArgs;
-use crate::error::{Error, Remedy, chain};
+use crate::error::{Error, Remedy, chain, remedy_of};
 use crate::http;
 use crate::listener::{self, Listener};
 use crate::metrics::Metrics;
@@ -31,6 +31,9 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The same, until the column is believable.
 const SAMPLE_INTERVAL_AT_FIRST: Duration = Duration::from_secs(1);
+
+/// How long an attempt to start may go on after the signal to stop.
+const START_GRACE: Duration = Duration::from_secs(2);
 
 /// What the daemon runs with.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ impl Daemon {
         }
         let started = tokio::select! {
             started = self.start(&stop) => started?,
-            early = stages.join_next() => return Err(ended_early(early)),
+            early = early_end(&mut stages, &stop) => return Err(early),
         };
         let Some(start) = started else {
             return Ok(());
@@ -90,7 +93,11 @@ impl Daemon {
     async fn start(&self, stop: &CancellationToken) -> anyhow::Result<Option<Start>> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
-            let error = match self.try_start(stop).await {
+            let attempt = tokio::select! {
+                attempt = self.try_start(stop) => attempt,
+                () = patience_with(stop) => return Ok(None),
+            };
+            let error = match attempt {
                 Ok(start) => return Ok(Some(start)),
                 Err(error) => error,
             };
@@ -180,7 +187,8 @@ impl Daemon {
             start.mode,
             self.args.pool_max.into(),
             metrics.clone(),
-        );
+        )
+        .until(stop.clone());
         metrics.up.set(1);
         metrics.believable.set(start.state.believable.into());
         let (lead, lead_watch) = watch::channel(Lead::default());
@@ -240,11 +248,7 @@ impl Daemon {
     ) -> anyhow::Result<()> {
         tokio::select! {
             () = stop.cancelled() => {}
-            early = stages.join_next() => {
-                if !stop.is_cancelled() {
-                    return Err(ended_early(early));
-                }
-            }
+            early = early_end(&mut stages, stop) => return Err(early),
         }
         let limit = Duration::from_secs(self.args.shutdown_timeout);
         let wind_down = async {
@@ -272,6 +276,15 @@ async fn stage(name: &'static str, run: impl Future<Output = ()>) -> Ended {
     (name, Ok(()))
 }
 
+/// Returns when a stage ends that nobody told to.
+async fn early_end(stages: &mut JoinSet<Ended>, stop: &CancellationToken) -> anyhow::Error {
+    let ended = stages.join_next().await;
+    if stop.is_cancelled() {
+        std::future::pending().await
+    }
+    ended_early(ended)
+}
+
 fn ended_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Error {
     match ended {
         Some(Ok((name, Err(error)))) => error.context(format!("the {name} failed")),
@@ -289,8 +302,17 @@ fn away(error: &anyhow::Error) -> bool {
         }
         cause
             .downcast_ref::<tokio_postgres::Error>()
-            .is_some_and(tokio_postgres::Error::is_closed)
+            .is_some_and(|error| match error.code() {
+                Some(code) => remedy_of(code) == Remedy::Retry,
+                None => error.is_closed(),
+            })
     })
+}
+
+/// Returns a while after `stop`: a migration lets go by itself, a silent server never does.
+async fn patience_with(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(START_GRACE).await;
 }
 
 /// Fills the gauges that no stage fills by its work.
@@ -318,5 +340,46 @@ async fn sample(db: Db, metrics: Metrics, stop: CancellationToken) {
             db.close();
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn end_of(mut stages: JoinSet<Ended>, stop: &CancellationToken) -> String {
+        chain(early_end(&mut stages, stop).await.as_ref())
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_ends_by_itself_is_reported_with_its_reason() {
+        let stop = CancellationToken::new();
+        let mut stages = JoinSet::new();
+        stages.spawn(async { ("http", Err(anyhow::anyhow!("no more descriptors"))) });
+        let text = end_of(stages, &stop).await;
+        assert_eq!(text, "the http failed: no more descriptors");
+
+        let mut stages = JoinSet::new();
+        stages.spawn(stage("worker", async {}));
+        assert_eq!(end_of(stages, &stop).await, "the worker ended early");
+
+        let mut stages = JoinSet::new();
+        stages.spawn(stage("sweeper", async { panic!("a bug") }));
+        let text = end_of(stages, &stop).await;
+        assert!(
+            text.contains("a stage panicked") && text.contains("a bug"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_ends_because_it_was_told_to_is_no_news() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let mut stages = JoinSet::new();
+        stages.spawn(stage("worker", async {}));
+        let early = early_end(&mut stages, &stop);
+        let waited = tokio::time::timeout(Duration::from_millis(50), early).await;
+        assert!(waited.is_err());
     }
 }

@@ -39,6 +39,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The daemon was told to stop; the call was not made, or given up.
+    #[error("the daemon is stopping")]
+    Stopping,
 }
 
 /// What to do about an error.
@@ -63,7 +66,7 @@ impl Error {
             Self::Connect(source) => source
                 .downcast_ref::<tokio_postgres::Error>()
                 .and_then(tokio_postgres::Error::code),
-            Self::Timeout { .. } | Self::Answer { .. } => None,
+            Self::Timeout { .. } | Self::Answer { .. } | Self::Stopping => None,
         }
     }
 
@@ -76,26 +79,32 @@ impl Error {
                 _ => Remedy::Retry,
             };
         };
-        match code.code() {
-            // Undefined table, function, column, schema or object.
-            "42P01" | "42883" | "42703" | "3F000" | "42704" => Remedy::Migrate,
-            "42501" => Remedy::Grant,
-            // Read-only transaction: a primary that became a standby. Lock and statement
-            // timeouts, serialization failures, deadlocks.
-            "25006" | "55P03" | "57014" | "40001" | "40P01" | "3D000" => Remedy::Retry,
-            other => match &other[..2] {
-                "28" => Remedy::Grant,
-                // Connection exceptions, insufficient resources, operator intervention, system errors.
-                "08" | "53" | "57" | "58" => Remedy::Retry,
-                _ => Remedy::Refused,
-            },
-        }
+        remedy_of(code)
     }
 
     /// True where a lock on a table or row could not be had in time.
     #[must_use]
     pub fn is_lock_timeout(&self) -> bool {
         self.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+}
+
+/// What to do about the server's code.
+#[must_use]
+pub fn remedy_of(code: &SqlState) -> Remedy {
+    match code.code() {
+        // Undefined table, function, column, schema or object.
+        "42P01" | "42883" | "42703" | "3F000" | "42704" => Remedy::Migrate,
+        "42501" => Remedy::Grant,
+        // Read-only transaction: a primary that became a standby. Lock and statement
+        // timeouts, serialization failures, deadlocks.
+        "25006" | "55P03" | "57014" | "40001" | "40P01" | "3D000" => Remedy::Retry,
+        other => match &other[..2] {
+            "28" => Remedy::Grant,
+            // Connection exceptions, insufficient resources, operator intervention, system errors.
+            "08" | "53" | "57" | "58" => Remedy::Retry,
+            _ => Remedy::Refused,
+        },
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::error::{Remedy, chain};
+use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
 use crate::pg::{Db, SessionMode};
 use crate::signals::{Alarm, LeadWatch, Wake};
@@ -103,6 +103,7 @@ impl Worker {
                         backoff.reset();
                         wait
                     }
+                    Err(Error::Stopping) => return,
                     Err(error) => {
                         if backoff.is_fresh() {
                             tracing::warn!(error = chain(&error), "the queue was not drained");
@@ -134,7 +135,7 @@ impl Worker {
     }
 
     /// One look into the queue. Returns how long to sleep if nobody calls.
-    async fn look(&self, pace: &mut Pace) -> Result<Duration, crate::error::Error> {
+    async fn look(&self, pace: &mut Pace) -> Result<Duration, Error> {
         let start = Instant::now();
         let full = start >= pace.full_look_due;
         let after_id = if full { 0 } else { pace.hint };

@@ -7,6 +7,7 @@ use deadpool_postgres::{
 };
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
+use tokio_util::sync::CancellationToken;
 
 use super::session::{Connector, Purpose, SessionMode, TRANSACTION_SETTINGS, settings};
 use crate::error::{Error, Remedy, chain};
@@ -31,6 +32,7 @@ pub struct Db {
     pool: Pool,
     mode: SessionMode,
     metrics: Metrics,
+    stop: CancellationToken,
 }
 
 impl Db {
@@ -48,7 +50,7 @@ impl Db {
             .max_size(size)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(POOL_WAIT))
-            .create_timeout(Some(super::session::CONNECT_TIMEOUT + SHORT));
+            .create_timeout(Some(connector.attempt() + SHORT));
         if mode != SessionMode::Transaction {
             builder = builder.post_create(Hook::async_fn(|client, _| {
                 Box::pin(async move {
@@ -66,7 +68,16 @@ impl Db {
             pool,
             mode,
             metrics,
+            stop: CancellationToken::new(),
         }
+    }
+
+    /// The same, but once told to stop nothing more is begun, and long calls, which only read, are
+    /// given up; short ones are waited for.
+    #[must_use]
+    pub fn until(mut self, stop: CancellationToken) -> Self {
+        self.stop = stop;
+        self
     }
 
     /// Runs one statement as a transaction of its own and returns its rows.
@@ -82,6 +93,7 @@ impl Db {
         let outcome = self.try_query(sql, params, limit).await;
         match &outcome {
             Ok(_) => self.metrics.up.set(1),
+            Err(Error::Stopping) => {}
             Err(error) => self.count(error),
         }
         outcome
@@ -136,24 +148,24 @@ impl Db {
         limit: Duration,
     ) -> Result<Vec<Row>, Error> {
         let statement = super::name_of(sql);
-        let client = self.pool.get().await.map_err(pool_error)?;
+        let Some(client) = self.stop.run_until_cancelled(self.pool.get()).await else {
+            return Err(Error::Stopping);
+        };
+        let client = client.map_err(pool_error)?;
         let call = async {
             match self.mode {
                 SessionMode::Transaction => in_transaction(&client, sql, params).await,
                 _ => client.query_typed(sql, params).await,
             }
         };
-        match tokio::time::timeout(limit, call).await {
-            Ok(answer) => answer.map_err(|source| Error::Postgres { statement, source }),
-            Err(_) => {
-                // Its answer may still come, and must not be taken for that of the next call.
-                drop(Object::take(client));
-                Err(Error::Timeout {
-                    statement,
-                    after: limit,
-                })
-            }
-        }
+        let given_up = tokio::select! {
+            answer = call => return answer.map_err(|source| Error::Postgres { statement, source }),
+            () = tokio::time::sleep(limit) => Error::Timeout { statement, after: limit },
+            () = self.stop.cancelled(), if limit > SHORT => Error::Stopping,
+        };
+        // Its answer may still come, and must not be taken for that of the next call.
+        drop(Object::take(client));
+        Err(given_up)
     }
 
     fn count(&self, error: &Error) {
@@ -172,8 +184,12 @@ impl Db {
         let unreachable = match error {
             Error::Connect(_) | Error::Timeout { .. } => true,
             Error::Postgres { source, .. } => source.is_closed(),
-            Error::Answer { .. } => false,
+            Error::Answer { .. } | Error::Stopping => false,
         };
+        if error.remedy() == Remedy::Migrate {
+            // Removed under a running daemon: there is no column, until the state says otherwise.
+            self.metrics.believable.set(0);
+        }
         if unreachable {
             self.metrics.up.set(0);
         }
@@ -185,8 +201,10 @@ async fn in_transaction(
     sql: &str,
     params: &[Param<'_>],
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
-    client.batch_execute(TRANSACTION_SETTINGS).await?;
-    let answer = client.query_typed(sql, params).await;
+    let answer = match client.batch_execute(TRANSACTION_SETTINGS).await {
+        Ok(()) => client.query_typed(sql, params).await,
+        Err(error) => Err(error),
+    };
     let end = if answer.is_ok() { "commit" } else { "rollback" };
     if let Err(error) = client.batch_execute(end).await {
         tracing::debug!(error = chain(&error), "a transaction was not ended cleanly");

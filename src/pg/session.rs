@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, Connection, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::pool::SHORT;
 use super::tls::{TlsError, TlsParams};
 use crate::error::Error;
 
@@ -21,6 +23,9 @@ pub enum Purpose {
     Migrate,
     /// Reads of people's commands, on a standby too.
     Read,
+    /// One look by a person's command, in a transaction that it opens: whatever lends the connection
+    /// out again, such as a transaction pooler, lends none of our settings with it.
+    Look,
 }
 
 /// Whether a connection is a session of its own.
@@ -102,12 +107,24 @@ impl Connector {
     /// Opens a bare connection; the caller drives its traffic.
     ///
     /// # Errors
-    /// If no connection can be had.
+    /// If no connection can be had, or no answer comes in time.
     pub(crate) async fn connect_bare(&self) -> Result<(Client, Traffic), Error> {
-        self.config
-            .connect(self.tls.clone())
-            .await
-            .map_err(|error| Error::Connect(Box::new(error)))
+        // The driver's own limit ends with the TCP connection; a peer that took it may still be silent.
+        match timeout(self.attempt(), self.config.connect(self.tls.clone())).await {
+            Ok(connected) => connected.map_err(|error| Error::Connect(Box::new(error))),
+            Err(_) => Err(Error::Timeout {
+                statement: "session.connect",
+                after: self.attempt(),
+            }),
+        }
+    }
+
+    /// How long it may take to connect, all hosts tried.
+    pub(crate) fn attempt(&self) -> Duration {
+        let hosts = self.config.get_hosts().len().max(1);
+        let each = self.config.get_connect_timeout().copied();
+        each.unwrap_or(CONNECT_TIMEOUT)
+            .saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX))
     }
 
     /// Opens a connection that a task of its own drives, with the settings of its purpose.
@@ -122,19 +139,25 @@ impl Connector {
                 tracing::debug!(error = crate::error::chain(&error), "connection closed");
             }
         });
-        client
-            .batch_execute(&settings(purpose))
-            .await
-            .map_err(|source| Error::Postgres {
-                statement: "session.settings",
-                source,
-            })?;
+        let statement = "session.settings";
+        match timeout(SHORT, client.batch_execute(&settings(purpose))).await {
+            Ok(set) => set.map_err(|source| Error::Postgres { statement, source })?,
+            Err(_) => {
+                return Err(Error::Timeout {
+                    statement,
+                    after: SHORT,
+                });
+            }
+        }
         Ok(client)
     }
 }
 
 /// The statements that make a session fit for its purpose.
 pub(crate) fn settings(purpose: Purpose) -> String {
+    if purpose == Purpose::Look {
+        return LOOK_SETTINGS.to_owned();
+    }
     let mut sql = String::from(
         "-- session.settings
 set default_transaction_isolation = 'read committed';
@@ -170,9 +193,18 @@ set tcp_user_timeout = 10000;
         Purpose::Read => {
             sql.push_str("set lock_timeout = '5s';\nset statement_timeout = '10min';\n");
         }
+        Purpose::Look => {}
     }
     sql
 }
+
+const LOOK_SETTINGS: &str = "\
+-- session.settings
+begin isolation level read committed read only;
+set local search_path = pg_catalog, pg_temp;
+set local jit = off;
+set local lock_timeout = '5s';
+set local statement_timeout = '10min';";
 
 /// What opens each transaction where settings of a session would fall to somebody else.
 pub(crate) const TRANSACTION_SETTINGS: &str = "\
