@@ -24,6 +24,13 @@ pub const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// The shortest time between two looks, so that deadlines close together share one.
 const MIN_SLEEP: Duration = Duration::from_millis(25);
 
+/// An insert whose heartbeat is no older than this emits nothing: its deadline may lie so much
+/// closer than the cutoff, and be known to nobody before the next look.
+const UNSEEN: Duration = Duration::from_secs(5);
+
+/// The sleep where the cutoff is as short as that.
+const LEAST_CUTOFF: Duration = Duration::from_millis(500);
+
 /// A look may take one part of the time in so many, as long as deadlines stay within a second.
 const SHARE_PARTS: u32 = 30;
 
@@ -78,6 +85,7 @@ impl Sweeper {
                         since_secs = Some(outcome.at_secs - OVERLAP_SECS);
                         self.sleep_after(&outcome, start)
                     }
+                    Err(Error::Stopping) => return,
                     Err(error) => {
                         if backoff.is_fresh() {
                             tracing::warn!(error = chain(&error), "deadlines were not looked at");
@@ -93,7 +101,7 @@ impl Sweeper {
                         }
                     }
                 };
-                if !self.rest(&sleep, &stop).await {
+                if !self.rest(&sleep, session, &stop).await {
                     return;
                 }
             }
@@ -165,7 +173,8 @@ impl Sweeper {
             .observe(took.as_secs_f64());
         let now_secs = outcome.at_secs + outcome.taken.elapsed().as_secs_f64();
         let at_least = (took * SHARE_PARTS).clamp(MIN_SLEEP, MAX_DELAY);
-        let longest = MAX_SLEEP.min(self.cutoff).max(at_least);
+        let longest = MAX_SLEEP.min(self.cutoff.saturating_sub(UNSEEN).max(LEAST_CUTOFF));
+        let longest = longest.max(at_least);
         let until = outcome
             .next_deadline_secs
             .map_or(longest, |deadline| until(deadline, now_secs))
@@ -177,14 +186,21 @@ impl Sweeper {
         }
     }
 
-    /// Sleeps, but no longer than to a deadline that is reported meanwhile. False when stopping.
-    async fn rest(&self, sleep: &Sleep, stop: &CancellationToken) -> bool {
+    /// Sleeps, but no longer than to a deadline that is reported meanwhile, or the end of the lead.
+    /// False when stopping.
+    async fn rest(&mut self, sleep: &Sleep, session: u64, stop: &CancellationToken) -> bool {
         let start = Instant::now();
         let mut end = start + sleep.until;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return false,
                 () = tokio::time::sleep_until(end.into()) => return true,
+                // Whoever led meanwhile may have revived runs: the next lead begins with a full look.
+                () = self.lead.changed() => {
+                    if !self.lead.still(session) {
+                        return true;
+                    }
+                }
                 () = self.alarm.changed() => {
                     let news = self.alarm.peek();
                     let earliest = start + sleep.at_least;
