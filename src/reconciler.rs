@@ -33,6 +33,10 @@ const RECORD_EVERY: u32 = 8;
 /// Runs found wrong in one pass that are logged one by one.
 const LOGGED: usize = 100;
 
+/// How often the state is looked at while there is no pass to make: somebody may have removed the
+/// column and made it anew.
+const IDLE: Duration = Duration::from_secs(5);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -77,6 +81,7 @@ impl Reconciler {
                     backoff.reset();
                     self.interval.saturating_sub(start.elapsed())
                 }
+                Err(Error::Stopping) => return,
                 Err(error) => {
                     if backoff.is_fresh() {
                         tracing::warn!(
@@ -87,24 +92,44 @@ impl Reconciler {
                     backoff.next_wait()
                 }
             };
+            let mut lead = self.lead.clone();
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
-                () = self.lead.changed() => {}
+                () = self.idle(wait) => {}
+                () = lead.changed() => {}
+            }
+        }
+    }
+
+    /// Waits, but no longer than until the column is not to be believed any more.
+    async fn idle(&self, wait: Duration) {
+        let end = Instant::now() + wait;
+        loop {
+            let rest = end.saturating_duration_since(Instant::now());
+            tokio::time::sleep(rest.min(IDLE)).await;
+            if rest <= IDLE {
+                return;
+            }
+            // While it cannot be read, there is nothing to do here about it.
+            if matches!(state::load(&self.db).await, Ok(state) if !state.believable) {
+                return;
             }
         }
     }
 
     /// What a leader has to do: put its cutoff in force, and make the pass that is due.
     async fn turn(&self, session: u64, stop: &CancellationToken) -> Result<(), Error> {
-        if state::adopt_cutoff(&self.db, self.cutoff_secs).await? {
+        let mut state = state::load(&self.db).await?;
+        if state.cutoff_secs != self.cutoff_secs
+            && state::adopt_cutoff(&self.db, self.cutoff_secs).await?
+        {
             tracing::info!(
                 cutoff_secs = self.cutoff_secs,
                 "another cutoff is in force; all runs are looked at again"
             );
             self.listeners.alarm.all();
+            state = state::load(&self.db).await?;
         }
-        let state = state::load(&self.db).await?;
         self.metrics.believable.set(state.believable.into());
         if !state.believable && !self.first_pass(state, session, stop).await? {
             return Ok(());
