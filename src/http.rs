@@ -4,7 +4,9 @@
 
 mod health;
 
+use std::future::IntoFuture as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -16,6 +18,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+
+/// How long answers under way may take after the signal to stop.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A listener that is bound, and not served yet: an address that is taken stops the start.
 #[derive(Debug)]
@@ -53,10 +58,18 @@ pub async fn serve_metrics(
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .with_state(metrics);
-    axum::serve(bound.listener, routes)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .context("the metrics listener failed")
+    let serving = axum::serve(bound.listener, routes)
+        .with_graceful_shutdown(stop.clone().cancelled_owned())
+        .into_future();
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        served = serving => served.context("the metrics listener failed"),
+        // Somebody has connected and not finished asking.
+        () = overdue => Ok(()),
+    }
 }
 
 async fn scrape(State(metrics): State<Metrics>) -> impl IntoResponse {
