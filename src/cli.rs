@@ -289,7 +289,7 @@ async fn prove(args: VerifyArgs, stop: &CancellationToken) -> Result<u8, Failure
 async fn tell(args: ExplainArgs) -> Result<u8, Failure> {
     let connector = args.site.connector()?;
     let client = connector
-        .connect(Purpose::Read)
+        .connect(Purpose::Look)
         .await
         .map_err(|error| Failure::Unknown(error.into()))?;
     let answer = explain(&client, &args.flow, &args.run)

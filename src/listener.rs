@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client};
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -34,6 +34,9 @@ const NOTIFY_QUEUE_FULL: f64 = 0.4;
 
 /// How long a test message may take from one connection to the other at start.
 const SELF_TEST_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often the self-test tries to take back that it listened.
+const UNLISTENS: usize = 20;
 
 const PROBE: &str = "\
 -- listener.probe
@@ -82,6 +85,11 @@ impl Listener {
                 ended = session => {
                     let Err(error) = ended;
                     let fresh = backoff.is_fresh();
+                    // One session that the server ended may be the only one; silence, or no other
+                    // session to be had, is a database that does not answer.
+                    if !fresh || matches!(error, Error::Timeout { .. }) {
+                        self.metrics.up.set(0);
+                    }
                     if fresh {
                         tracing::warn!(error = chain(&error), "listener session lost");
                     } else {
@@ -136,7 +144,7 @@ impl Listener {
                 statement: "listener.connect",
                 after: SHORT,
             })??;
-        let reader = AbortOnDropHandle::new(tokio::spawn(forward(
+        let mut reader = AbortOnDropHandle::new(tokio::spawn(forward(
             traffic,
             self.wake.clone(),
             self.metrics.clone(),
@@ -154,9 +162,12 @@ impl Listener {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leading = false;
         loop {
-            ticks.tick().await;
-            if reader.is_finished() {
-                return Err(Error::Connect("the server closed the connection".into()));
+            // Losing the session is losing the lead, at once.
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = &mut reader => {
+                    return Err(Error::Connect("the server closed the connection".into()));
+                }
             }
             let sent = Instant::now();
             let row = bounded(
@@ -309,14 +320,21 @@ pub async fn detect_mode(connector: &Connector) -> Result<SessionMode, Error> {
             }
         }
     }));
-    bounded_start(ears.batch_execute("-- listener.self_test\nlisten status_indexer_self_test"))
-        .await?;
-    let note =
-        format!("-- listener.self_test\nselect pg_notify('status_indexer_self_test', '{nonce}')");
-    bounded_start(mouth.batch_execute(&note)).await?;
+    let listening = self_test(&ears, "listen status_indexer_self_test").await?;
+    self_test(
+        &mouth,
+        &format!("select pg_notify('status_indexer_self_test', '{nonce}')"),
+    )
+    .await?;
+    // What a session has to say it says before it answers.
+    self_test(&ears, "select").await?;
     let reached = timeout(SELF_TEST_DEADLINE, hears).await;
-    bounded_start(ears.batch_execute("-- listener.self_test\nunlisten status_indexer_self_test"))
-        .await?;
+    // A pooler may have more than one connection to take this to.
+    for _ in 0..UNLISTENS {
+        if self_test(&ears, "unlisten status_indexer_self_test").await? == listening {
+            break;
+        }
+    }
     Ok(if matches!(reached, Ok(Ok(()))) {
         SessionMode::Session
     } else {
@@ -330,19 +348,22 @@ async fn plain(connector: &Connector) -> Result<Client, Error> {
     Ok(client)
 }
 
-async fn bounded_start(
-    call: impl Future<Output = Result<(), tokio_postgres::Error>>,
-) -> Result<(), Error> {
-    match timeout(SHORT, call).await {
-        Ok(answer) => answer.map_err(|source| Error::Postgres {
-            statement: "listener.self_test",
-            source,
-        }),
-        Err(_) => Err(Error::Timeout {
-            statement: "listener.self_test",
+/// Runs a statement of the self-test; returns which of the server's processes did.
+async fn self_test(client: &Client, sql: &str) -> Result<Option<String>, Error> {
+    let statement = "listener.self_test";
+    let sql = format!("-- {statement}\n{sql};\nselect pg_backend_pid()");
+    let answer = timeout(SHORT, client.simple_query(&sql)).await;
+    let messages = answer
+        .map_err(|_| Error::Timeout {
+            statement,
             after: SHORT,
-        }),
-    }
+        })?
+        .map_err(|source| Error::Postgres { statement, source })?;
+    let last = messages.iter().rev().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Ok(last.map(str::to_owned))
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::chain;
-use crate::pg::{Connector, Purpose, quote_ident, quote_literal};
+use crate::listener::detect_mode;
+use crate::pg::{Connector, Purpose, SessionMode, quote_ident, quote_literal};
 pub use report::status;
 use steps::{DOWN, Kind, MIGRATIONS, Migration};
 pub use tables::{TableNames, Tables, notifying_neighbour};
@@ -125,6 +126,12 @@ impl<'a> Migrator<'a> {
         names: &TableNames,
         stop: &'a CancellationToken,
     ) -> anyhow::Result<Self> {
+        // A pooler would lend our settings to its other clients, and the lock to nobody.
+        ensure!(
+            detect_mode(connector).await? == SessionMode::Session,
+            "migrations need a session of their own, and this is a pooler in transaction mode: \
+             connect to the database itself"
+        );
         let client = connector.connect(Purpose::Migrate).await?;
         let version: String = client
             .query_one("show server_version_num", &[])

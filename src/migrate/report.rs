@@ -15,7 +15,7 @@ use crate::pg::{Connector, Purpose, quote_ident};
 /// # Errors
 /// If the database cannot be read.
 pub async fn status(connector: &Connector, names: &TableNames) -> anyhow::Result<(String, bool)> {
-    let client = connector.connect(Purpose::Read).await?;
+    let client = connector.connect(Purpose::Look).await?;
     let tables = Tables::find(&client, names).await?;
     let mut text = format!(
         "tables      {}, {}\n",
