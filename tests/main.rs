@@ -3,6 +3,7 @@
 mod support;
 
 mod docs;
+mod faults;
 mod harness;
 mod nginx;
 mod operator;

@@ -233,6 +233,11 @@ impl Daemon {
         self.end(Signal::SIGTERM).await
     }
 
+    /// The same with SIGINT, as Ctrl-C sends it.
+    pub(crate) async fn interrupt(&self) -> ExitStatus {
+        self.end(Signal::SIGINT).await
+    }
+
     /// Waits for it to end by itself: the test expects it to.
     pub(crate) async fn exit(&self) -> ExitStatus {
         self.process.expect_end();

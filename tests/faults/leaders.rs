@@ -1,0 +1,167 @@
+//! Two daemons on one database, and what happens to the one that leads.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use super::{drain_is_stuck, leads, named, run, sessions};
+use crate::support::daemon::Daemon;
+use crate::support::database::Database;
+use crate::support::verdict::{eventually_right, eventually_status};
+use crate::support::wait::{eventually, eventually_eq};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the design promises after a leader's death.
+const TAKEN_OVER: Duration = Duration::from_secs(5);
+
+/// A leader named `first` and a follower named `second`.
+async fn pair(database: &Database) -> (Daemon, Daemon) {
+    let first = named(database, "first").start().await;
+    eventually(PATIENCE, "the first leads", async || leads(&first).await).await;
+    let second = named(database, "second").start().await;
+    assert!(!leads(&second).await);
+    (first, second)
+}
+
+/// Locks on rows or tables of the runs that sessions of this name hold.
+async fn locks(client: &Client, name: &str) -> i64 {
+    const LOCKS: &str = "\
+select count(*)
+  from pg_locks l
+  join pg_stat_activity a on a.pid = l.pid
+ where a.application_name = $1
+   and l.relation = 'runs_v3'::regclass";
+    client
+        .query_one(LOCKS, &[&name])
+        .await
+        .expect("locks can be read")
+        .get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_does_the_work_within_five_seconds_of_its_leaders_death() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let (first, second) = pair(&database).await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let id = writer.insert_run("F", Some(now / 1000)).await;
+
+    let start = Instant::now();
+    first.kill9().await;
+    writer.attempt_ok("F", id, "True", now).await;
+    eventually_status(&writer, "F", id, "completed").await;
+    let took = start.elapsed();
+    println!("taken over after {took:?}");
+    assert!(took < TAKEN_OVER, "taken over after {took:?}");
+    assert!(leads(&second).await);
+
+    // In good order it is quicker still, and nobody leads twice.
+    let third = named(&database, "third").start().await;
+    assert!(!leads(&third).await);
+    assert!(second.terminate().await.success());
+    eventually(PATIENCE, "the third leads", async || leads(&third).await).await;
+    eventually_right(writer.client()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothing_stale() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let (holder, watcher) = (database.client().await, database.client().await);
+    let (first, second) = pair(&database).await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(writer.insert_run("F", Some(now / 1000)).await);
+    }
+    run(
+        &holder,
+        "begin; lock table status_indexer.timers in access exclusive mode",
+    )
+    .await;
+    for id in &ids {
+        writer.attempt_ok("F", *id, "True", now).await;
+    }
+    eventually(PATIENCE, "a batch is in flight", async || {
+        drain_is_stuck(&watcher, "first").await
+    })
+    .await;
+    first.freeze();
+    let start = Instant::now();
+    run(&holder, "commit").await;
+    eventually_eq(
+        Duration::from_secs(2),
+        "its locks are gone",
+        0,
+        async || locks(&watcher, "first").await,
+    )
+    .await;
+    // The evidence turns while nobody hears of it.
+    for id in &ids {
+        writer.attempt_ok("F", *id, "False", now + 1).await;
+    }
+    let beats = Instant::now();
+    assert!(writer.heartbeat("F", ids[0], now / 1000 + 10).await);
+    println!("a heartbeat took {:?}", beats.elapsed());
+    for id in &ids {
+        eventually_status(&writer, "F", *id, "failed").await;
+    }
+    println!("the other took over after {:?}", start.elapsed());
+    assert!(leads(&second).await);
+
+    first.thaw();
+    first
+        .logged("that the lead is lost", |line| {
+            line["message"] == "no longer leading"
+        })
+        .await;
+    assert!(!leads(&first).await);
+    eventually_right(&watcher).await;
+    for id in &ids {
+        assert_eq!(writer.status("F", *id).await, "failed");
+    }
+    // Thawed, it is as good as new.
+    second.kill9().await;
+    writer.attempt_ok("F", ids[0], "True", now + 2).await;
+    eventually_status(&writer, "F", ids[0], "completed").await;
+    assert_eq!(sessions(&watcher, "second").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_loses_its_session_leads_again_or_follows() {
+    const END: &str = "\
+select count(pg_terminate_backend(pid))
+  from pg_locks
+ where locktype = 'advisory'
+   and database = (select oid from pg_database where datname = current_database())";
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let (first, second) = pair(&database).await;
+    writer.insert_flow("F").await;
+    for value in ["True", "False", "True"] {
+        let ended: i64 = writer
+            .client()
+            .query_one(END, &[])
+            .await
+            .expect("sessions can be ended")
+            .get(0);
+        assert_eq!(ended, 1, "one daemon leads, and no more");
+        let now = writer.now_ms().await;
+        let id = writer.insert_run("F", Some(now / 1000)).await;
+        writer.attempt_ok("F", id, value, now).await;
+        let status = if value == "True" {
+            "completed"
+        } else {
+            "failed"
+        };
+        eventually_status(&writer, "F", id, status).await;
+        eventually(PATIENCE, "one of the two leads", async || {
+            leads(&first).await != leads(&second).await
+        })
+        .await;
+    }
+    eventually_right(writer.client()).await;
+}

@@ -1,0 +1,66 @@
+//! Everything at once, for a while: writers of all kinds, and daemons that are killed and frozen.
+
+use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
+
+use crate::support::daemon::{Daemon, Launch};
+use crate::support::database::Database;
+use crate::support::traffic::Traffic;
+use crate::support::verdict::{Seed, eventually_right};
+use crate::support::wait::eventually;
+
+const LENGTH: Duration = Duration::from_secs(12);
+
+/// A cutoff that runs cross while the test lasts.
+const CUTOFF: &str = "4";
+
+fn launch(database: &Database) -> Launch {
+    Launch::on(database).env("RUN_INACTIVE_CUTOFF_TIME", CUTOFF)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
+    let seed = Seed::new();
+    let mut random = seed.generator(0);
+    let database = Database::fresh().await;
+    database.writer().await.insert_flow("F").await;
+    let mut daemons: Vec<Daemon> = vec![
+        launch(&database).start().await,
+        launch(&database).start().await,
+    ];
+    let traffic = Traffic::start(&database.config(), &seed, 4, Duration::from_millis(4));
+    let start = Instant::now();
+    let (mut kills, mut freezes) = (0, 0);
+    while start.elapsed() < LENGTH {
+        let before = traffic.written();
+        let pause = random.random_range(20..250);
+        eventually(Duration::from_secs(30), "there is load", async || {
+            traffic.written() > before + pause
+        })
+        .await;
+        let victim = random.random_range(0..daemons.len());
+        if random.random_bool(0.5) {
+            daemons[victim].kill9().await;
+            daemons[victim] = launch(&database).spawn();
+            kills += 1;
+        } else {
+            daemons[victim].freeze();
+            let length = random.random_range(20..500);
+            eventually(Duration::from_secs(30), "it stays frozen", async || {
+                traffic.written() > before + pause + length
+            })
+            .await;
+            daemons[victim].thaw();
+            freezes += 1;
+        }
+    }
+    let written = traffic.written();
+    traffic.stop().await;
+    println!("{written} writes, {kills} kills, {freezes} freezes");
+    eventually_right(&database.client().await).await;
+    for daemon in &daemons {
+        daemon.ready().await;
+        assert!(daemon.terminate().await.success());
+    }
+}

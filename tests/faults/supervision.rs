@@ -1,0 +1,212 @@
+//! How the daemon starts, stops and gives up.
+
+use std::time::{Duration, Instant};
+
+use status_indexer::demo::postgres::{Options, Postgres};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{command, run};
+use crate::support::daemon::{Daemon, Launch};
+use crate::support::database::{Database, UPSTREAM};
+use crate::support::traffic::Traffic;
+use crate::support::verdict::{Seed, eventually_right, eventually_status};
+use crate::support::wait::{eventually, eventually_eq};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The default of `--shutdown-timeout`.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+async fn readiness(daemon: &Daemon) -> Option<u16> {
+    daemon.get("/readyz").await.map(|(code, _)| code)
+}
+
+/// The reason in the last line of the log.
+fn reason(daemon: &Daemon) -> String {
+    let log = daemon.log();
+    let last = log.last().expect("a daemon that gives up says why");
+    assert_eq!(last["message"], "gave up", "{log:?}");
+    last["error"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn either_signal_stops_it_cleanly_under_load() {
+    let seed = Seed::new();
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    writer.insert_flow("F").await;
+    let daemon = Launch::on(&database).start().await;
+    let traffic = Traffic::start(&database.config(), &seed, 3, Duration::from_millis(1));
+    for interrupt in [false, true] {
+        let daemon = Launch::on(&database).start().await;
+        let before = traffic.written();
+        eventually(PATIENCE, "there is load", async || {
+            traffic.written() > before + 200
+        })
+        .await;
+        // Somebody who has not finished asking does not hold it up either.
+        let mut stranger = TcpStream::connect(daemon.address().await)
+            .await
+            .expect("it listens");
+        stranger.write_all(b"GET /met").await.expect("it reads");
+        let start = Instant::now();
+        let status = if interrupt {
+            daemon.interrupt().await
+        } else {
+            daemon.terminate().await
+        };
+        let took = start.elapsed();
+        println!("stopped in {took:?}");
+        assert_eq!(status.code(), Some(0));
+        assert!(took < DEADLINE, "stopped in {took:?}");
+        drop(stranger);
+    }
+    // The leader, at work itself.
+    let start = Instant::now();
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    println!("the leader stopped in {:?}", start.elapsed());
+    traffic.stop().await;
+    let _daemon = Launch::on(&database).start().await;
+    eventually_right(writer.client()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn either_signal_stops_it_cleanly_while_the_database_is_down() {
+    let server = Postgres::start(Options::default())
+        .await
+        .expect("a server of our own");
+    let database = Database::on(&server).await;
+    let (first, second) = (
+        Launch::on(&database).start().await,
+        Launch::on(&database).start().await,
+    );
+    server.kill9().await.expect("it can be killed");
+    for daemon in [&first, &second] {
+        eventually_eq(PATIENCE, "not ready", Some(503), async || {
+            readiness(daemon).await
+        })
+        .await;
+    }
+    // One that never met the database.
+    let third = Launch::on(&database).spawn();
+    third
+        .logged("it waits", |line| {
+            line["message"] == "waiting for the database"
+        })
+        .await;
+    let start = Instant::now();
+    assert_eq!(first.terminate().await.code(), Some(0));
+    assert_eq!(second.interrupt().await.code(), Some(0));
+    assert_eq!(third.terminate().await.code(), Some(0));
+    println!("all three stopped in {:?}", start.elapsed());
+    assert!(start.elapsed() < DEADLINE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_taken_stops_it_with_the_reason() {
+    let database = Database::fresh().await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    let daemon = Launch::on(&database)
+        .args(&["run", "--migrate", "--metrics-listen", &address])
+        .spawn();
+    assert_eq!(daemon.exit().await.code(), Some(1));
+    let reason = reason(&daemon);
+    assert!(
+        reason.contains("cannot listen on") && reason.contains(&address),
+        "{reason}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn started_before_its_database_it_waits_and_then_works() {
+    let (database, beside) = (Database::empty().await, Database::empty().await);
+    let admin = beside.client().await;
+    let name = database.name();
+    run(&admin, &format!("drop database {name}")).await;
+    let daemon = Launch::on(&database).spawn();
+    daemon
+        .logged("it waits", |line| {
+            line["message"] == "waiting for the database"
+        })
+        .await;
+    assert!(matches!(daemon.get("/healthz").await, Some((200, _))));
+    assert_eq!(readiness(&daemon).await, Some(503));
+
+    run(&admin, &format!("create database {name}_made")).await;
+    let mut config = database.config();
+    config.dbname(format!("{name}_made"));
+    let client = crate::support::database::connect(&config).await;
+    run(&client, UPSTREAM).await;
+    drop(client);
+    // Whole from the start: it would give up on a database without upstream's tables.
+    eventually(PATIENCE, "the database has its name", async || {
+        let rename = format!("alter database {name}_made rename to {name}");
+        admin.batch_execute(&rename).await.is_ok()
+    })
+    .await;
+    daemon.ready().await;
+    let writer = database.writer().await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let id = writer.insert_run("F", Some(now / 1000)).await;
+    writer.attempt_ok("F", id, "True", now).await;
+    eventually_status(&writer, "F", id, "completed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_database_without_the_indexer_it_says_what_to_do() {
+    let database = Database::fresh().await;
+    let without_migrate = ["run", "--metrics-listen", "127.0.0.1:0"];
+    let daemon = Launch::on(&database).args(&without_migrate).spawn();
+    assert_eq!(daemon.exit().await.code(), Some(1));
+    let text = reason(&daemon);
+    assert!(text.contains("status-indexer migrate up"), "{text}");
+
+    let bare = Database::empty().await;
+    let daemon = Launch::on(&bare).spawn();
+    assert_eq!(daemon.exit().await.code(), Some(1));
+    let text = reason(&daemon);
+    assert!(text.contains("there is no table runs_v3"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_under_a_running_daemon_and_installed_again_it_goes_on() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let daemon = Launch::on(&database).start().await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let mut ids = Vec::new();
+    for _ in 0..50 {
+        let id = writer.insert_run("F", Some(now / 1000)).await;
+        writer.attempt_ok("F", id, "False", now).await;
+        ids.push(id);
+    }
+    eventually_right(writer.client()).await;
+    for round in 1..=2 {
+        command(&database, "migrate down").await;
+        eventually_eq(PATIENCE, "not able", Some(503), async || {
+            readiness(&daemon).await
+        })
+        .await;
+        // Evidence of this time has no event: the pass over all runs finds it.
+        writer.attempt("F", ids[round], now + 1).await;
+        let lines = daemon.log().len();
+        assert!(
+            lines < 100,
+            "{lines} lines are the log of one that crash-loops"
+        );
+        assert!(matches!(daemon.get("/healthz").await, Some((200, _))));
+
+        command(&database, "migrate up").await;
+        eventually_status(&writer, "F", ids[round], "running").await;
+        daemon.ready().await;
+        eventually_right(writer.client()).await;
+        // The queue's numbers began anew, below those that the worker has seen.
+        writer.attempt_ok("F", ids[0], "True", now + 1).await;
+        eventually_status(&writer, "F", ids[0], "completed").await;
+    }
+    assert!(daemon.terminate().await.success());
+}

@@ -1,0 +1,284 @@
+//! What writers of evidence meet: triggers that see every change, and never fail or hold them up.
+
+use std::time::{Duration, Instant};
+
+use status_indexer::demo::postgres::{Options, Postgres};
+use tokio_postgres::Client;
+
+use super::{command, migrate, run, waiting};
+use crate::support::daemon::Launch;
+use crate::support::database::Database;
+use crate::support::verdict::{eventually_right, eventually_status};
+use crate::support::wait::eventually;
+use crate::support::writer::Writer;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A trigger gives up after 100 ms, and its writer is done well before this on any machine.
+const HELD_UP: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_that_is_changed_deleted_or_moved_counts_no_longer() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let _daemon = Launch::on(&database).start().await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let one = writer.insert_run("F", Some(now / 1000)).await;
+    let other = writer.insert_run("F", Some(now / 1000)).await;
+    let row = writer.attempt_ok("F", one, "True", now).await;
+    eventually_status(&writer, "F", one, "completed").await;
+
+    let change = async |what: &str| {
+        let statement = format!("update metadata_v3 set {what} where id = {row}");
+        run(writer.client(), &statement).await;
+    };
+    change("value = 'False'").await;
+    eventually_status(&writer, "F", one, "failed").await;
+    change("value = 'rubbish'").await;
+    eventually_status(&writer, "F", one, "running").await;
+    change("value = 'True'").await;
+    eventually_status(&writer, "F", one, "completed").await;
+    change(&format!("run_number = {other}")).await;
+    eventually_status(&writer, "F", other, "completed").await;
+    eventually_status(&writer, "F", one, "running").await;
+    change("step_name = 'start'").await;
+    eventually_status(&writer, "F", other, "running").await;
+    change("step_name = 'end', field_name = 'attempt'").await;
+    change("field_name = 'attempt_ok'").await;
+    eventually_status(&writer, "F", other, "completed").await;
+    run(
+        writer.client(),
+        &format!("delete from metadata_v3 where id = {row}"),
+    )
+    .await;
+    eventually_status(&writer, "F", other, "running").await;
+
+    // A retry that is taken back.
+    writer.attempt_ok("F", one, "False", now).await;
+    let retry = writer.attempt("F", one, now + 1).await;
+    eventually_status(&writer, "F", one, "running").await;
+    run(
+        writer.client(),
+        &format!("delete from metadata_v3 where id = {retry}"),
+    )
+    .await;
+    eventually_status(&writer, "F", one, "failed").await;
+    eventually_right(writer.client()).await;
+}
+
+/// How often this session has called the statement triggers' function and not told so yet.
+async fn calls(client: &Client) -> i64 {
+    const CALLS: &str = "\
+select coalesce(sum(calls), 0)::int8
+  from pg_stat_xact_user_functions
+ where funcname = 'enqueue_changed'";
+    client
+        .query_one(CALLS, &[])
+        .await
+        .expect("statistics can be read")
+        .get(0)
+}
+
+#[tokio::test]
+async fn a_statement_that_touches_many_rows_calls_one_trigger_and_queues_each_run_once() {
+    const FILL: &str = "\
+insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, ts_epoch)
+select 'F', n % 50, case when n % 100 < 90 then 'start' else 'end' end, 1, 'attempt_ok', 'True', 't', n
+  from generate_series(1, 20000) n";
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    run(&client, FILL).await;
+    migrate(&database).await;
+    run(&client, "set track_functions = 'all'").await;
+    for statement in [
+        "update metadata_v3 set value = 'False'",
+        "delete from metadata_v3 where id % 2 = 0",
+        "delete from metadata_v3",
+    ] {
+        run(&client, "begin").await;
+        run(&client, "delete from status_indexer.queue").await;
+        let before = calls(&client).await;
+        run(&client, statement).await;
+        assert_eq!(calls(&client).await - before, 1, "{statement}");
+        // 90 to 99 of each hundred are of the end step: ten of the fifty runs.
+        let queued = waiting(&client).await;
+        assert!((5..=10).contains(&queued), "{queued} after {statement}");
+        run(&client, "commit").await;
+    }
+    run(&client, "delete from status_indexer.queue").await;
+    for statement in [
+        "update metadata_v3 set value = 'False' where id = -1",
+        "delete from metadata_v3 where id = -1",
+    ] {
+        run(&client, statement).await;
+        assert_eq!(waiting(&client).await, 0, "{statement}");
+    }
+}
+
+/// Every kind of write that fires a trigger; none may fail, or take as long as [`HELD_UP`].
+async fn write_everything(writer: &Writer, id: i32) -> Duration {
+    let now = writer.now_ms().await;
+    let row = writer.metadata("F", id, "end", "attempt", "1", now).await;
+    let changes = [
+        format!("update metadata_v3 set value = '2' where id = {row}"),
+        format!("delete from metadata_v3 where id = {row}"),
+        format!("update runs_v3 set last_heartbeat_ts = null where run_number = {id}"),
+        format!("update runs_v3 set last_heartbeat_ts = 1 where run_number = {id}"),
+        format!(
+            "update runs_v3 set last_heartbeat_ts = {} where run_number = {id}",
+            now / 1000
+        ),
+        "insert into runs_v3 (flow_id, ts_epoch) values ('F', 1)".to_owned(),
+        format!(
+            "insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, ts_epoch)
+             values ('F', {id}, 'end', 1, 'attempt_ok', 'True', 't', {now})"
+        ),
+    ];
+    let mut longest = Duration::ZERO;
+    for change in changes {
+        let start = Instant::now();
+        run(writer.client(), &change).await;
+        longest = longest.max(start.elapsed());
+    }
+    assert!(longest < HELD_UP, "a writer was held up for {longest:?}");
+    longest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_do_not_notice_that_the_queue_is_gone_and_an_event_after_the_repair_heals() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let daemon = Launch::on(&database).start().await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let id = writer.insert_run("F", Some(now / 1000)).await;
+    run(
+        writer.client(),
+        "alter table status_indexer.queue rename to queue_away",
+    )
+    .await;
+    let longest = write_everything(&writer, id).await;
+    println!("without a queue the longest write took {longest:?}");
+    assert_eq!(writer.status("F", id).await, "running");
+    run(
+        writer.client(),
+        "alter table status_indexer.queue_away rename to queue",
+    )
+    .await;
+    writer.attempt("F", id, now - 1).await;
+    eventually_status(&writer, "F", id, "completed").await;
+    daemon.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_do_not_notice_that_the_queue_was_dropped_and_a_new_installation_heals() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let daemon = Launch::on(&database).start().await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let id = writer.insert_run("F", Some(now / 1000)).await;
+    run(writer.client(), "drop table status_indexer.queue").await;
+    write_everything(&writer, id).await;
+    eventually(
+        PATIENCE,
+        "the daemon says that it is not able",
+        async || matches!(daemon.get("/readyz").await, Some((503, _))),
+    )
+    .await;
+    command(&database, "migrate down").await;
+    command(&database, "migrate up").await;
+    eventually_status(&writer, "F", id, "completed").await;
+    daemon.ready().await;
+    eventually_right(writer.client()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_wait_a_moment_for_a_locked_queue_and_an_event_after_the_lock_heals() {
+    let database = Database::fresh().await;
+    let (writer, holder) = (database.writer().await, database.client().await);
+    let _daemon = Launch::on(&database).start().await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let id = writer.insert_run("F", Some(now / 1000)).await;
+    run(
+        &holder,
+        "begin; lock table status_indexer.queue in access exclusive mode",
+    )
+    .await;
+    let longest = write_everything(&writer, id).await;
+    println!("over a locked queue the longest write took {longest:?}");
+    assert!(longest >= Duration::from_millis(100), "{longest:?}");
+    // Those that emit nothing do not even notice that.
+    let beat = Instant::now();
+    assert!(writer.heartbeat("F", id, now / 1000 + 10).await);
+    assert!(beat.elapsed() < HELD_UP);
+    run(&holder, "commit").await;
+    writer.attempt("F", id, now - 1).await;
+    eventually_status(&writer, "F", id, "completed").await;
+}
+
+/// Fills the notification queue as a session does that listens and then forgets its transaction.
+async fn fill(client: &Client) -> f64 {
+    const FILL: &str = "\
+select pg_notify('elsewhere', n || repeat('x', 7000))
+  from generate_series(1, 4) n";
+    const USAGE: &str = "select pg_notification_queue_usage()";
+    loop {
+        if client.batch_execute(FILL).await.is_err() {
+            let row = client.query_one(USAGE, &[]).await;
+            return row.expect("it can be read").get(0);
+        }
+    }
+}
+
+/// Only where the size of the notification queue can be set, which is since PostgreSQL 17: it is
+/// 8 GB before.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_do_not_notice_that_the_notification_queue_is_full_and_statuses_follow() {
+    let shared = crate::support::database::shared().await;
+    if shared.major() < 17 {
+        println!("not on PostgreSQL {}", shared.version());
+        return;
+    }
+    let options = Options::default().set("max_notify_queue_pages", "64");
+    let server = Postgres::start(options).await.expect("a server of our own");
+    let database = Database::on(&server).await;
+    let (writer, sleeper) = (database.writer().await, database.client().await);
+    let daemon = Launch::on(&database).start().await;
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let id = writer.insert_run("F", Some(now / 1000)).await;
+    run(&sleeper, "listen elsewhere").await;
+    run(&sleeper, "begin; select 1").await;
+    let usage = fill(writer.client()).await;
+    println!("filled to {usage}");
+    assert!(usage > 0.9, "filled to {usage}");
+
+    for _ in 0..3 {
+        write_everything(&writer, id).await;
+    }
+    eventually_status(&writer, "F", id, "completed").await;
+    eventually_right(writer.client()).await;
+    assert!(
+        daemon
+            .metric("status_indexer_notify_queue_usage_ratio")
+            .await
+            > Some(0.9)
+    );
+    run(&sleeper, "commit").await;
+    eventually(PATIENCE, "the queue empties", async || {
+        fill_level(&writer).await < 0.1
+    })
+    .await;
+    server.stop().await.expect("it stops");
+}
+
+async fn fill_level(writer: &Writer) -> f64 {
+    let row = writer
+        .client()
+        .query_one("select pg_notification_queue_usage()", &[])
+        .await;
+    row.expect("it can be read").get(0)
+}
