@@ -8,10 +8,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
+use crate::listener::detect_mode;
 use crate::metrics::Metrics;
 use crate::migrate;
 use crate::output::say;
-use crate::pg::{Connector, Db, Purpose, SessionMode};
+use crate::pg::{Connector, Db, Purpose};
 use crate::status::Status;
 use crate::store::state;
 use crate::walk::{FirstPass, Listeners, NOTIFYING_RATE, Outcome, Pace, Progress};
@@ -48,12 +49,11 @@ pub async fn backfill(
 ) -> anyhow::Result<bool> {
     let db = Db::new(
         connector,
-        SessionMode::Session,
+        detect_mode(connector).await?,
         usize::from(speed.concurrency) + 2,
         Metrics::new(),
     );
     let metrics = Metrics::new();
-    let client = connector.connect(Purpose::Read).await?;
     loop {
         let state = state::load(&db).await.context(
             "cannot read the indexer's state; is it installed? See `status-indexer migrate status`",
@@ -62,6 +62,7 @@ pub async fn backfill(
             say("nothing to do: the column is believable; `status-indexer verify` proves it")?;
             return Ok(true);
         }
+        let client = connector.connect(Purpose::Look).await?;
         let notifying = migrate::notifying_neighbour(&client, &state.runs_table).await?;
         if notifying {
             tracing::warn!(
@@ -81,6 +82,7 @@ pub async fn backfill(
             metrics: &metrics,
         };
         let total = estimate(&client, &state.runs_table).await?;
+        drop(client);
         let mut report = Report::new(total, state.pass_compared);
         let outcome = pass
             .run(

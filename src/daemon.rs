@@ -156,12 +156,8 @@ impl Daemon {
                 state.definition_version
             );
         }
-        let notifying_neighbour = if mode == SessionMode::Transaction {
-            false
-        } else {
-            let client = self.connector.connect(Purpose::Read).await?;
-            migrate::notifying_neighbour(&client, &state.runs_table).await?
-        };
+        let client = self.connector.connect(Purpose::Look).await?;
+        let notifying_neighbour = migrate::notifying_neighbour(&client, &state.runs_table).await?;
         if notifying_neighbour {
             tracing::warn!(
                 "upstream's notify_ui trigger sends a message for each status written; passes over \

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::output::say;
-use crate::pg::{Connector, Db, SessionMode};
+use crate::pg::{Connector, Db};
 use crate::status::RunKey;
 use crate::store::runs::{Compared, DEADLINE_SLACK_SECS, Difference, compare};
 use crate::store::state;
@@ -73,7 +73,7 @@ pub async fn verify(
     options: &Options,
     stop: &CancellationToken,
 ) -> anyhow::Result<Verdict> {
-    let db = Db::new(connector, SessionMode::Session, 2, Metrics::new());
+    let db = Db::for_reads(connector, 2, Metrics::new());
     let state = state::load(&db).await?;
     if state.cutoff_secs != options.cutoff_secs {
         tracing::warn!(

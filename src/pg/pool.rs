@@ -9,7 +9,9 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
 
-use super::session::{Connector, Purpose, SessionMode, TRANSACTION_SETTINGS, settings};
+use super::session::{
+    Connector, LOOK_SETTINGS, Purpose, SessionMode, TRANSACTION_SETTINGS, settings,
+};
 use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
 
@@ -33,6 +35,8 @@ pub struct Db {
     mode: SessionMode,
     metrics: Metrics,
     stop: CancellationToken,
+    /// What opens each transaction, where there are no sessions to set up once.
+    opening: &'static str,
 }
 
 impl Db {
@@ -69,7 +73,16 @@ impl Db {
             mode,
             metrics,
             stop: CancellationToken::new(),
+            opening: TRANSACTION_SETTINGS,
         }
+    }
+
+    /// A pool for reads alone, on a standby and through a transaction pooler too.
+    #[must_use]
+    pub fn for_reads(connector: &Connector, size: usize, metrics: Metrics) -> Self {
+        let mut db = Self::new(connector, SessionMode::Transaction, size, metrics);
+        db.opening = LOOK_SETTINGS;
+        db
     }
 
     /// The same, but once told to stop nothing more is begun, and long calls, which only read, are
@@ -154,7 +167,9 @@ impl Db {
         let client = client.map_err(pool_error)?;
         let call = async {
             match self.mode {
-                SessionMode::Transaction => in_transaction(&client, sql, params).await,
+                SessionMode::Transaction => {
+                    in_transaction(&client, self.opening, sql, params).await
+                }
                 _ => client.query_typed(sql, params).await,
             }
         };
@@ -186,10 +201,6 @@ impl Db {
             Error::Postgres { source, .. } => source.is_closed(),
             Error::Answer { .. } | Error::Stopping => false,
         };
-        if error.remedy() == Remedy::Migrate {
-            // Removed under a running daemon: there is no column, until the state says otherwise.
-            self.metrics.believable.set(0);
-        }
         if unreachable {
             self.metrics.up.set(0);
         }
@@ -198,10 +209,11 @@ impl Db {
 
 async fn in_transaction(
     client: &Client,
+    opening: &str,
     sql: &str,
     params: &[Param<'_>],
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let answer = match client.batch_execute(TRANSACTION_SETTINGS).await {
+    let answer = match client.batch_execute(opening).await {
         Ok(()) => client.query_typed(sql, params).await,
         Err(error) => Err(error),
     };

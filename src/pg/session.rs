@@ -198,7 +198,8 @@ set tcp_user_timeout = 10000;
     sql
 }
 
-const LOOK_SETTINGS: &str = "\
+/// What opens a transaction that only reads.
+pub(crate) const LOOK_SETTINGS: &str = "\
 -- session.settings
 begin isolation level read committed read only;
 set local search_path = pg_catalog, pg_temp;

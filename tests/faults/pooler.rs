@@ -103,12 +103,21 @@ async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_nothing_to_othe
     );
     assert!(matches!(daemon.get("/readyz").await, Some((200, _))));
 
-    let explained = Launch::on(&database)
-        .env("DATABASE_URL", &url)
-        .args(&["explain", "F", &stale.to_string(), "--cutoff", "3"])
-        .output()
-        .await;
-    assert!(explained.status.success(), "{}", text_of(&explained));
+    let number = stale.to_string();
+    for words in [
+        vec!["explain", "F", &number, "--cutoff", "3"],
+        vec!["verify", "--cutoff", "3"],
+        vec!["backfill"],
+        vec!["migrate", "status"],
+    ] {
+        let output = Launch::on(&database)
+            .env("DATABASE_URL", &url)
+            .args(&words)
+            .output()
+            .await;
+        assert!(output.status.success(), "{words:?}: {}", text_of(&output));
+        assert_eq!(leftovers(&neighbour).await, BTreeSet::new(), "{words:?}");
+    }
     let refused = Launch::on(&database)
         .env("DATABASE_URL", &url)
         .args(&["migrate", "up"])

@@ -29,6 +29,13 @@ async fn stale_run(writer: &Writer) -> i32 {
     run
 }
 
+/// A session that fails rather than waits for ever, should one be made to wait that must not be.
+async fn session(database: &Database) -> Client {
+    let client = database.client().await;
+    run(&client, "set lock_timeout = '10s'").await;
+    client
+}
+
 async fn assert_right(client: &Client) {
     let (waiting, wrong) = differences(client).await;
     assert_eq!((waiting, wrong), (0, Vec::new()));
@@ -55,7 +62,7 @@ select exists (select
 async fn a_sweep_that_began_first_does_not_outlast_a_completion() {
     let database = Database::fresh().await;
     migrate(&database).await;
-    let (writer, sweep) = (database.writer().await, database.client().await);
+    let (writer, sweep) = (database.writer().await, session(&database).await);
     let id = stale_run(&writer).await;
 
     run(&sweep, "begin").await;
@@ -77,7 +84,7 @@ async fn a_completion_that_began_first_is_not_overwritten_by_a_sweep() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let writer = database.writer().await;
-    let (worker, sweep) = (database.client().await, database.client().await);
+    let (worker, sweep) = (session(&database).await, session(&database).await);
     let id = stale_run(&writer).await;
     let now = writer.now_ms().await;
     writer.attempt_ok("F", id, "True", now).await;
@@ -102,7 +109,7 @@ async fn a_completion_that_began_first_is_not_overwritten_by_a_sweep() {
 async fn a_sweep_before_a_completion_commits_leaves_its_event() {
     let database = Database::fresh().await;
     migrate(&database).await;
-    let (writer, sweep) = (database.writer().await, database.client().await);
+    let (writer, sweep) = (database.writer().await, session(&database).await);
     let id = stale_run(&writer).await;
 
     run(writer.client(), "begin").await;
@@ -121,7 +128,7 @@ async fn a_sweep_before_a_completion_commits_leaves_its_event() {
 async fn a_sweep_that_meets_a_heartbeat_in_flight_comes_back_for_it() {
     let database = Database::fresh().await;
     migrate(&database).await;
-    let (writer, sweep) = (database.writer().await, database.client().await);
+    let (writer, sweep) = (database.writer().await, session(&database).await);
     let id = stale_run(&writer).await;
 
     run(writer.client(), "begin").await;
@@ -140,7 +147,7 @@ async fn a_sweep_that_meets_a_heartbeat_in_flight_comes_back_for_it() {
 async fn a_heartbeat_that_waited_for_a_sweep_revives_the_run() {
     let database = Database::fresh().await;
     migrate(&database).await;
-    let (writer, sweep) = (database.writer().await, database.client().await);
+    let (writer, sweep) = (database.writer().await, session(&database).await);
     let id = stale_run(&writer).await;
     let now = writer.now_secs().await;
 
@@ -167,7 +174,7 @@ async fn of_two_who_judge_one_run_the_second_sees_what_the_first_did_not() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let writer = database.writer().await;
-    let (first, second) = (database.client().await, database.client().await);
+    let (first, second) = (session(&database).await, session(&database).await);
     let id = stale_run(&writer).await;
     let now = writer.now_ms().await;
     writer.attempt_ok("F", id, "False", now).await;
