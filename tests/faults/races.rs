@@ -196,6 +196,32 @@ async fn of_two_who_judge_one_run_the_second_sees_what_the_first_did_not() {
 }
 
 #[tokio::test]
+async fn evidence_that_is_committed_after_the_rows_were_locked_is_judged() {
+    let database = Database::fresh().await;
+    migrate(&database).await;
+    let (writer, sweep) = (database.writer().await, session(&database).await);
+    let id = stale_run(&writer).await;
+
+    // The sweep has the run's row when it meets this lock, and reads the evidence only behind it.
+    let lock = "begin; lock table metadata_v3 in access exclusive mode";
+    run(writer.client(), lock).await;
+    let judging = tokio::spawn(async move {
+        let (changes, _) = apply(&sweep, "F", id).await;
+        (sweep, changes)
+    });
+    let watcher = session(&database).await;
+    somebody_waits(&watcher).await;
+    let now = writer.now_ms().await;
+    writer.attempt_ok("F", id, "True", now).await;
+    run(writer.client(), "commit").await;
+    let (sweep, changes) = judging.await.expect("no panic");
+    let changes = changes.expect("the status was wrong");
+    assert_eq!(changes[0]["reason"], "end_succeeded", "{changes}");
+    assert_eq!(drain(&sweep).await, 1);
+    assert_right(&sweep).await;
+}
+
+#[tokio::test]
 async fn statuses_are_written_in_read_committed_only() {
     let database = Database::fresh().await;
     migrate(&database).await;
