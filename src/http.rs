@@ -1,8 +1,10 @@
-//! HTTP for operators: `/metrics`, `/healthz`, `/readyz`, on a listener of its own.
+//! HTTP for operators: `/metrics`, `/healthz`, `/readyz` and a page at `/` for people, on a listener
+//! of its own.
 //!
 //! Answers from memory alone, so that a database that is away never holds up a probe.
 
 mod health;
+mod page;
 
 use std::future::IntoFuture as _;
 use std::net::SocketAddr;
@@ -54,6 +56,7 @@ pub async fn serve_metrics(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let routes = Router::new()
+        .route("/", get(page::show))
         .route("/metrics", get(scrape))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))

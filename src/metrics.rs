@@ -3,11 +3,15 @@
 //! The help text is what an operator reads in Prometheus. Labels are bounded; the ids of flows and
 //! runs go to the log.
 
+mod lags;
+
 use prometheus::core::{Collector as _, Desc};
 use prometheus::{
     CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+
+pub use lags::Lags;
 
 /// Upper bounds in seconds for what should take milliseconds: 0.5 ms to 60 s.
 const LAG_BUCKETS: [f64; 16] = [
@@ -165,6 +169,49 @@ impl Metrics {
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1.0);
+    }
+
+    /// Runs by status, where they have been counted: status and number.
+    #[must_use]
+    pub fn counted_runs(&self) -> Vec<(String, f64)> {
+        self.runs
+            .collect()
+            .iter()
+            .flat_map(|family| family.get_metric())
+            .filter_map(|metric| {
+                let status = metric.get_label().first()?.value().to_owned();
+                Some((status, metric.get_gauge().get_value()))
+            })
+            .collect()
+    }
+
+    /// Statuses written so far, most frequent first: from, to, reason and number.
+    #[must_use]
+    pub fn counted_transitions(&self) -> Vec<([String; 3], u64)> {
+        let mut counted: Vec<_> = self
+            .transitions_total
+            .collect()
+            .iter()
+            .flat_map(|family| family.get_metric())
+            .map(|metric| {
+                let label = |name: &str| {
+                    let labels = metric.get_label().iter();
+                    let mut found = labels.filter(|label| label.name() == name);
+                    found
+                        .next()
+                        .map_or_else(String::new, |label| label.value().to_owned())
+                };
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a counter of whole things"
+                )]
+                let count = metric.get_counter().get_value() as u64;
+                ([label("from"), label("to"), label("reason")], count)
+            })
+            .collect();
+        counted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        counted
     }
 
     /// The registry in Prometheus's text format.
