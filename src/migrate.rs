@@ -360,10 +360,9 @@ impl<'a> Migrator<'a> {
             }
             if told.is_none_or(|at: std::time::Instant| at.elapsed() > TELL) {
                 told = Some(std::time::Instant::now());
-                tracing::info!(
-                    holders = self.holders().await,
-                    "the tables are in use; trying again every second"
-                );
+                // Awaited outside the macro, whose arguments may not cross threads.
+                let holders = self.holders().await;
+                tracing::info!(holders, "the tables are in use; trying again every second");
             }
             self.pause(RETRY).await?;
         }
