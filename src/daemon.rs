@@ -64,9 +64,21 @@ impl Daemon {
     /// # Errors
     /// If it cannot start, a stage ends early, or the stages do not stop within the deadline.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let metrics = Metrics::new();
-        metrics.watch_process();
         let bound = http::bind(self.args.metrics_listen).await?;
+        self.run_on(bound, Metrics::new(), stop).await
+    }
+
+    /// The same, on a listener that the caller has bound and metrics that the caller reads.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_on(
+        self,
+        bound: http::Bound,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        metrics.watch_process();
         tracing::info!(
             metrics.addr = %bound.addr,
             version = env!("CARGO_PKG_VERSION"),
