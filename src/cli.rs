@@ -10,7 +10,7 @@ use crate::explain::explain;
 use crate::migrate;
 use crate::output::say;
 use crate::pg::Purpose;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{self, LogFormat};
 use crate::verify;
 
 /// Bad usage or configuration, as in sysexits.h.
@@ -41,15 +41,23 @@ pub struct Cli {
         global = true
     )]
     pub log_format: LogFormat,
-    /// Which logs are written, as tracing's filter directives
-    #[arg(
-        long,
-        env = "STATUS_INDEXER_LOG",
-        default_value = "info",
-        value_name = "FILTER",
-        global = true
-    )]
-    pub log: String,
+    /// Which logs are written, as tracing's filter directives [default: info]
+    #[arg(long, env = "STATUS_INDEXER_LOG", value_name = "FILTER", global = true)]
+    pub log: Option<String>,
+}
+
+impl Cli {
+    /// Starts logging as the command does it; call once.
+    ///
+    /// # Errors
+    /// If the filter cannot be read.
+    pub fn start_logs(&self) -> anyhow::Result<()> {
+        let filter = self.log.as_deref().filter(|filter| !filter.is_empty());
+        match self.command {
+            Command::Demo(_) => crate::demo::start_logs(self.log_format, filter),
+            _ => telemetry::start(self.log_format, filter.unwrap_or("info")),
+        }
+    }
 }
 
 impl Cli {

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use clap::Args;
+use clap::{Args, FromArgMatches as _};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::migrate::TableNames;
@@ -167,6 +167,23 @@ pub struct DaemonArgs {
     pub shutdown_timeout: u64,
 }
 
+impl DaemonArgs {
+    /// What a daemon runs with that is told nothing, whatever the environment holds.
+    ///
+    /// # Panics
+    /// Never: each flag has a default.
+    #[must_use]
+    pub fn defaults() -> Self {
+        let command = Self::augment_args(clap::Command::new("defaults"))
+            .no_binary_name(true)
+            .mut_args(|arg| arg.env(None::<&str>));
+        let matches = command
+            .try_get_matches_from([""; 0])
+            .expect("each flag has a default");
+        Self::from_arg_matches(&matches).expect("each flag has a default")
+    }
+}
+
 impl TableArgs {
     /// The names, for the migrator.
     #[must_use]
@@ -275,7 +292,7 @@ fn from_dsn(dsn: &str) -> anyhow::Result<(tokio_postgres::Config, TlsParams)> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{FromArgMatches as _, Parser};
+    use clap::Parser;
     use tokio_postgres::config::Host;
 
     use super::*;

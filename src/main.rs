@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use status_indexer::cli::{Cli, EXIT_FAILURE, EXIT_UNKNOWN, EXIT_USAGE, Failure, execute};
-use status_indexer::{error, shutdown, telemetry};
+use status_indexer::{error, shutdown};
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if asked { 0 } else { EXIT_USAGE });
         }
     };
-    if let Err(error) = telemetry::start(cli.log_format, &cli.log) {
+    if let Err(error) = cli.start_logs() {
         eprintln!("error: {error}");
         return ExitCode::from(EXIT_USAGE);
     }

@@ -185,6 +185,21 @@ impl Metrics {
             .collect()
     }
 
+    /// Runs found adrift so far, whatever the cause.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a counter of whole things"
+    )]
+    pub fn counted_drift(&self) -> u64 {
+        let families = self.drift_total.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        metrics
+            .map(|metric| metric.get_counter().get_value() as u64)
+            .sum()
+    }
+
     /// Statuses written so far, most frequent first: from, to, reason and number.
     #[must_use]
     pub fn counted_transitions(&self) -> Vec<([String; 3], u64)> {

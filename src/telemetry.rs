@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::prelude::*;
 
 /// How logs are written.
@@ -22,9 +22,7 @@ pub enum LogFormat {
 /// # Errors
 /// If the filter cannot be read.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|error| anyhow::anyhow!("the log filter {filter:?} cannot be read: {error}"))?;
+    let filter = read(filter)?;
     let text = match format {
         LogFormat::Text => true,
         LogFormat::Json => false,
@@ -48,4 +46,31 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
             .init();
     }
     Ok(())
+}
+
+/// Starts logging to somebody who takes each event as one JSON object; call once.
+///
+/// # Errors
+/// If the filter cannot be read.
+pub fn start_into<W>(writer: W, filter: &str) -> anyhow::Result<()>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_writer(writer);
+    tracing_subscriber::registry()
+        .with(read(filter)?)
+        .with(layer)
+        .init();
+    Ok(())
+}
+
+fn read(filter: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::builder()
+        .parse(filter)
+        .map_err(|error| anyhow::anyhow!("the log filter {filter:?} cannot be read: {error}"))
 }

@@ -68,6 +68,7 @@ impl Options {
 pub struct Postgres {
     guard: Guard,
     home: Home,
+    programs: PathBuf,
     port: u16,
     version: String,
 }
@@ -88,6 +89,7 @@ impl Postgres {
         let mut server = Self {
             guard,
             home,
+            programs,
             port: 0,
             version: String::new(),
         };
@@ -95,7 +97,7 @@ impl Postgres {
         if server.guard.order("init", PATIENCE).await? != News::Initialized {
             bail!(
                 "could not create a database cluster with {}\n{}",
-                programs.display(),
+                server.programs.display(),
                 server.log_tail(20)
             );
         }
@@ -176,6 +178,11 @@ impl Postgres {
             .take_while(char::is_ascii_digit)
             .collect();
         digits.parse().unwrap_or_default()
+    }
+
+    /// The directory of the server's programs.
+    pub fn programs(&self) -> &Path {
+        &self.programs
     }
 
     /// The server's private directory: data, log and socket.

@@ -184,6 +184,7 @@ fn trust(metrics: &Metrics, now: SystemTime) -> String {
         "runs compared",
         &whole(metrics.reconciled_total.get()),
     );
+    row(&mut html, "found adrift", &whole(metrics.counted_drift()));
     row(
         &mut html,
         "malformed evidence",
