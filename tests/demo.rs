@@ -1,0 +1,214 @@
+//! The demo as a person starts it: it tells the truth, its commands work, and it leaves nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::support::wait::{eventually, within};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A demo that runs, in a temporary directory of its own where it can leave things behind.
+struct Demo {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    said: Vec<String>,
+    home: tempfile::TempDir,
+}
+
+impl Demo {
+    fn start(args: &[&str]) -> Self {
+        let home = tempfile::Builder::new()
+            .prefix("demo-")
+            .permissions(open_to_all())
+            .tempdir_in("/tmp")
+            .expect("a temporary directory");
+        let mut child = command(home.path())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary was built with the tests");
+        let stdout = child.stdout.take().expect("it was asked for");
+        Self {
+            child,
+            lines: BufReader::new(stdout).lines(),
+            said: Vec::new(),
+            home,
+        }
+    }
+
+    /// Reads on until a line that holds this text; none where it ends before.
+    async fn says(&mut self, text: &str) -> Option<String> {
+        let reading = async {
+            while let Ok(Some(line)) = self.lines.next_line().await {
+                self.said.push(line.clone());
+                if line.contains(text) {
+                    return Some(line);
+                }
+            }
+            None
+        };
+        within(PATIENCE, &format!("it says {text:?}"), reading).await
+    }
+
+    /// Its end; fails with all that it said unless its code is the expected one.
+    async fn ends(mut self, code: i32) -> String {
+        self.says("\0 what it never says").await;
+        let status: ExitStatus = within(PATIENCE, "it ends", self.child.wait())
+            .await
+            .expect("it can be waited for");
+        let mut errors = String::new();
+        let stderr = self.child.stderr.as_mut().expect("it was asked for");
+        stderr
+            .read_to_string(&mut errors)
+            .await
+            .expect("its log is UTF-8");
+        let said = self.said.join("\n");
+        assert_eq!(status.code(), Some(code), "{said}\n{errors}");
+        // A sweep that is late on a busy machine is warned of; nothing else may be.
+        assert!(!errors.contains("ERROR"), "{said}\n{errors}");
+        // The guard goes after the process that it guards.
+        let home = self.home.path().to_owned();
+        eventually(PATIENCE, "nothing is left behind", async || {
+            entries(&home).is_empty() && !mentioned(&home)
+        })
+        .await;
+        said
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.id().expect("it was not waited for yet");
+        let pid = Pid::from_raw(i32::try_from(pid).expect("process ids are small"));
+        kill(pid, signal).expect("it runs");
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // The server's guard does the rest.
+        let _ = self.child.start_kill();
+    }
+}
+
+fn command(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_status-indexer"));
+    command
+        .arg("demo")
+        .env("TMPDIR", home)
+        .env_remove("STATUS_INDEXER_LOG")
+        .env_remove("STATUS_INDEXER_LOG_FORMAT")
+        .stdin(Stdio::null());
+    command
+}
+
+/// A server that a root process starts runs under another account, which must get in.
+fn open_to_all() -> std::fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(0o1777)
+}
+
+fn entries(home: &Path) -> Vec<PathBuf> {
+    let found = std::fs::read_dir(home).expect("it is there until the test ends");
+    found.flatten().map(|entry| entry.path()).collect()
+}
+
+/// Whether a process has the directory on its command line.
+fn mentioned(home: &Path) -> bool {
+    let listing = std::process::Command::new("ps")
+        .args(["-A", "-o", "args="])
+        .output()
+        .expect("every system has ps");
+    String::from_utf8_lossy(&listing.stdout).contains(&*home.to_string_lossy())
+}
+
+#[tokio::test]
+async fn the_demo_finds_no_wrong_row_and_leaves_nothing_behind() {
+    let mut demo = Demo::start(&["--duration", "5", "--seed", "7"]);
+    demo.says("Try in another terminal:").await;
+    demo.says("compared").await;
+    let said = demo.ends(0).await;
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.starts_with("wrong rows   0 of 2"), "{said}");
+    let expected = said.lines().find(|line| line.starts_with("expected"));
+    let mut numbers = expected
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|word| word.parse::<u32>().ok());
+    let (right, all) = (numbers.next(), numbers.next());
+    assert!(right == all && all > Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn the_demos_commands_work_as_they_are_printed() {
+    let mut demo = Demo::start(&["--duration", "600"]);
+    let mut commands = Vec::new();
+    demo.says("Try in another terminal:").await;
+    demo.says("A row that differs").await;
+    let printed = demo.said.join("\n");
+    let (_, after) = printed
+        .split_once("terminal:\n")
+        .expect("the line was read");
+    let (block, _) = after.split_once("\n\n").expect("a blank line ends them");
+    for command in block.replace("\\\n", " ").lines() {
+        let output = Command::new("sh").args(["-c", command]).output();
+        let output = within(PATIENCE, command, output).await.expect("sh runs");
+        assert!(output.status.success(), "{command}: {output:?}");
+        commands.push(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let [counts, explanation, metrics] = &commands[..] else {
+        panic!("three commands: {commands:?}");
+    };
+    assert!(counts.contains("completed"), "{counts}");
+    assert!(explanation.contains("because   "), "{explanation}");
+    assert!(
+        metrics.contains("status_indexer_event_lag_seconds_count"),
+        "{metrics}"
+    );
+
+    let page = printed.lines().find_map(|line| {
+        let address = line.strip_prefix("status page")?;
+        Some(address.trim().to_owned())
+    });
+    let client = reqwest::Client::builder().no_proxy().build();
+    let page = client
+        .expect("a plain client needs nothing")
+        .get(page.expect("the page's address is printed"))
+        .send()
+        .await
+        .expect("the page is served")
+        .text()
+        .await
+        .expect("the page is text");
+    assert!(page.starts_with("<!doctype html>"), "{page}");
+
+    demo.signal(Signal::SIGTERM);
+    let said = demo.ends(0).await;
+    assert!(said.contains("\nwrong rows   0 of 2"), "{said}");
+}
+
+#[tokio::test]
+async fn a_demo_stopped_while_it_starts_leaves_nothing_behind() {
+    let mut demo = Demo::start(&[]);
+    demo.says("starting a private PostgreSQL").await;
+    demo.signal(Signal::SIGINT);
+    let said = demo.ends(2).await;
+    assert!(said.ends_with("stopped before there was anything to see"));
+}
+
+#[tokio::test]
+async fn without_a_server_the_demo_says_what_to_install() {
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let output = command(home.path())
+        .env("STATUS_INDEXER_PG_BIN", home.path())
+        .output()
+        .await
+        .expect("the binary was built with the tests");
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("initdb and postgres are not"), "{log}");
+}
