@@ -217,17 +217,18 @@ impl From<anyhow::Error> for Failure {
 /// # Errors
 /// What went wrong, by the code to exit with.
 pub async fn execute(command: Command, stop: CancellationToken) -> Result<u8, Failure> {
+    // Boxed, because a future is as large as the largest command in it.
     match command {
-        Command::Migrate(args) => migrate(args, &stop).await,
-        Command::Run(args) => run(args, stop).await,
+        Command::Migrate(args) => Box::pin(migrate(args, &stop)).await,
+        Command::Run(args) => Box::pin(run(args, stop)).await,
         Command::Backfill(args) => {
             let connector = args.site.connector()?;
-            let done = backfill(&connector, &args.speed, &stop).await?;
+            let done = Box::pin(backfill(&connector, &args.speed, &stop)).await?;
             Ok(if done { 0 } else { EXIT_FAILURE })
         }
-        Command::Verify(args) => prove(args, &stop).await,
-        Command::Explain(args) => tell(args).await,
-        Command::Demo(args) => Ok(crate::demo::run(args, stop).await?),
+        Command::Verify(args) => Box::pin(prove(args, &stop)).await,
+        Command::Explain(args) => Box::pin(tell(args)).await,
+        Command::Demo(args) => Ok(Box::pin(crate::demo::run(args, stop)).await?),
     }
 }
 

@@ -122,7 +122,7 @@ impl Daemon {
             let wait = backoff.next_wait();
             tracing::warn!(
                 error = chain(error.as_ref()),
-                retry_in_ms = wait.as_millis(),
+                retry_in_secs = wait.as_secs_f64(),
                 "waiting for the database"
             );
             if stop

@@ -177,7 +177,7 @@ impl Reconciler {
                 tracing::info!(
                     compared,
                     corrected,
-                    elapsed_ms = started.elapsed().as_millis(),
+                    elapsed_secs = started.elapsed().as_secs_f64(),
                     "first pass complete; the column is to be believed"
                 );
                 true

@@ -87,10 +87,10 @@ async fn what_happened_with_triggers_off_is_found_mended_counted_and_logged() {
     daemon
         .logged("with its evidence", |line| {
             line["message"] == "the stored status was wrong"
-                && line["run.run_number"] == Value::from(run)
+                && line["run.run_number"] == run
                 && line["expected"] == "completed"
                 && line["attempt_ok"] == "true"
-                && line["attempt_ok_ts"] == Value::from(ms)
+                && line["attempt_ok_ts"] == ms
         })
         .await;
     // An edit by hand is drift too.
