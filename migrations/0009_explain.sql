@@ -9,30 +9,51 @@ as $$
 declare
   clock_secs numeric := status_indexer.clock();
   cutoff     bigint := status_indexer.cutoff();
+  chosen     record;
   answer     jsonb;
 begin
-  with chosen as (
-    select r.flow_id, r.run_number, r.run_id, r.run_status, r.last_heartbeat_ts as heartbeat
+  -- Each of the two by its own index. A number that is too long for one is only a run_id.
+  select r.flow_id::text, r.run_number::bigint, r.run_id, r.run_status, r.last_heartbeat_ts as heartbeat
+    into chosen
+    from {{runs}} r
+   where r.flow_id = explain.flow_id
+     and r.run_number = case when explain.run ~ '^-?[0-9]{1,18}$' then explain.run::bigint end
+     and r.run_number::text = explain.run;
+  if not found then
+    select r.flow_id::text, r.run_number::bigint, r.run_id, r.run_status, r.last_heartbeat_ts as heartbeat
+      into chosen
       from {{runs}} r
      where r.flow_id = explain.flow_id
-       and (r.run_id = explain.run or r.run_number::text = explain.run)
-     order by (r.run_number::text = explain.run) desc
-     limit 1
-  ), rows as (
+       and r.run_id = explain.run;
+  end if;
+  if not found then
+    return null;
+  end if;
+
+  with found as materialized (
+    -- Sorted afterwards: with the limit in the same query the planner is lured into the index on
+    -- ts_epoch, where it reads every metadata row of the run.
     select m.id, m.task_id, m.field_name, to_jsonb(m.value) ->> 0 as value, m.ts_epoch
       from {{metadata}} m
-      join chosen c on c.flow_id = m.flow_id and c.run_number = m.run_number
-     where m.step_name = 'end'
+     where m.flow_id = chosen.flow_id
+       and m.run_number = chosen.run_number
+       and m.step_name = 'end'
        and m.field_name in ('attempt', 'attempt_ok')
-     order by m.ts_epoch desc, m.id desc
+  ), rows as (
+    select *
+      from found
+     order by ts_epoch desc, id desc
      limit 100
   ), judged as (
-    select c.*,
+    select chosen.flow_id,
+           chosen.run_number,
+           chosen.run_id,
+           chosen.run_status,
+           chosen.heartbeat,
            e.*,
            status_indexer.value_of(e.ok_id) as ok_value,
-           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, c.heartbeat, clock_secs, cutoff) as reason
-      from chosen c
-     cross join lateral status_indexer.evidence(c.flow_id, c.run_number) e
+           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, chosen.heartbeat, clock_secs, cutoff) as reason
+      from status_indexer.evidence(chosen.flow_id, chosen.run_number) e
   )
   select jsonb_build_object(
            'flow_id', flow_id,

@@ -75,3 +75,16 @@ $$;
 
 revoke execute on function status_indexer.enqueue_row() from public;
 revoke execute on function status_indexer.enqueue_changed() from public;
+
+-- Whether all of the triggers are there and fire. A pass over all runs proves nothing without them:
+-- what is written behind its back is lost.
+create function status_indexer.listening() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select count(*) = 5
+    from pg_trigger t
+    join status_indexer.state s on t.tgrelid in (to_regclass(s.runs_table), to_regclass(s.metadata_table))
+   where starts_with(t.tgname::text, 'status_indexer_')
+     and t.tgenabled in ('O', 'A')
+$$;

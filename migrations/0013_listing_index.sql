@@ -1,4 +1,4 @@
--- migrate: concurrently {{runs_schema}}.status_indexer_listing
+-- migrate: concurrently status_indexer_listing
 -- A page of one status is one ordered range of this index.
 create index concurrently status_indexer_listing
   on {{runs}} (flow_id, run_status, ts_epoch desc, run_number desc);

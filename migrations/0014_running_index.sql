@@ -1,4 +1,4 @@
--- migrate: concurrently {{runs_schema}}.status_indexer_running
+-- migrate: concurrently status_indexer_running
 -- What the sweeper reads. It does not mention last_heartbeat_ts, because that would make every
 -- heartbeat a non-HOT update.
 create index concurrently status_indexer_running

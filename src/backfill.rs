@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +63,10 @@ pub async fn backfill(
             return Ok(true);
         }
         let client = connector.connect(Purpose::Look).await?;
+        ensure!(
+            state.listening,
+            "a trigger is missing or disabled, so that no pass can make the column believable: see `status-indexer migrate status`"
+        );
         let notifying = migrate::notifying_neighbour(&client, &state.runs_table).await?;
         if notifying {
             tracing::warn!(

@@ -147,7 +147,7 @@ pub enum Direction {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Migrate up before starting
-    #[arg(long, env = "STATUS_INDEXER_MIGRATE")]
+    #[arg(long, env = "STATUS_INDEXER_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
     migrate: bool,
     #[command(flatten)]
     daemon: DaemonArgs,

@@ -21,8 +21,8 @@ use crate::error::chain;
 use crate::listener::detect_mode;
 use crate::pg::{Connector, Purpose, SessionMode, quote_ident, quote_literal};
 pub use report::status;
-use steps::{DOWN, Kind, MIGRATIONS, Migration};
-pub use tables::{TableNames, Tables, notifying_neighbour};
+use steps::{DOWN_COLUMN, DOWN_SCHEMA, DOWN_TRIGGERS, Kind, MIGRATIONS, Migration};
+pub use tables::{Table, TableNames, Tables, notifying_neighbour};
 
 /// How long a statement waits for a lock on a table; everybody else queues behind it meanwhile.
 pub const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
@@ -33,8 +33,22 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often somebody who waits is told what for.
 const TELL: Duration = Duration::from_secs(5);
 
+/// The step that makes the column.
+const COLUMN_VERSION: i32 = 2;
+
 /// The oldest server that knows all that is used, as `server_version_num`.
 const OLDEST_SERVER: i32 = 120_000;
+
+/// From now on the column is not to be believed, and no pass that has begun can change that.
+const DISBELIEVE: &str = "\
+update status_indexer.state
+   set generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
+       believable_since = null,
+       pass_flow_id = null,
+       pass_run_number = null,
+       pass_started_at = null,
+       pass_compared = 0,
+       pass_corrected = 0;";
 
 /// What `up` is to do.
 #[derive(Debug, Clone)]
@@ -59,16 +73,19 @@ pub async fn up(
 ) -> anyhow::Result<()> {
     let mut migrator = Migrator::open(connector, &options.names, stop).await?;
     migrator.check_installed_for_same_tables().await?;
-    migrator.prepare_schema().await?;
     let done = migrator.applied().await?;
+    migrator.check_column_is_free(&done).await?;
+    migrator.prepare_schema().await?;
     let mut count = 0;
-    for migration in MIGRATIONS
-        .iter()
-        .filter(|step| !done.contains(&step.version))
-    {
-        let sql = migrator.render(migration.sql, options.cutoff_secs, false);
-        migrator.apply(migration, &sql).await?;
-        tracing::info!(step = migration.name, "migrated");
+    for migration in MIGRATIONS {
+        let again = done.contains(&migration.version);
+        if again && migrator.still_there(migration).await? {
+            continue;
+        }
+        migrator
+            .apply(migration, options.cutoff_secs, again)
+            .await?;
+        tracing::info!(step = migration.name, again, "migrated");
         count += 1;
     }
     if let Some(role) = &options.grant_to {
@@ -98,17 +115,13 @@ pub async fn down(
 ) -> anyhow::Result<()> {
     let migrator = Migrator::open(connector, names, stop).await?;
     migrator.check_installed_for_same_tables().await?;
-    for step in DOWN.iter().take(1) {
-        migrator.remove(step).await?;
-    }
-    for index in ["status_indexer_listing", "status_indexer_running"] {
-        let name = format!("{}.{index}", quote_ident(&migrator.tables.runs.schema));
+    migrator.remove_triggers().await?;
+    for index in MIGRATIONS.iter().filter(|step| step.kind == Kind::Index) {
+        let name = migrator.index_name(index);
         migrator.drop_index(&name).await?;
     }
-    grants::revoke(&migrator.client, &migrator.tables).await?;
-    for step in DOWN.iter().skip(1) {
-        migrator.remove(step).await?;
-    }
+    grants::revoke(&migrator.client).await?;
+    migrator.remove_objects().await?;
     tracing::info!("removed");
     Ok(())
 }
@@ -147,6 +160,7 @@ impl<'a> Migrator<'a> {
             version / 10_000
         );
         let tables = Tables::find(&client, names).await?;
+        tables.check_owned(&client).await?;
         let migrator = Self {
             connector,
             client,
@@ -218,6 +232,34 @@ impl<'a> Migrator<'a> {
         Ok(())
     }
 
+    /// A column of that name which somebody else made is theirs.
+    async fn check_column_is_free(&self, done: &[i32]) -> anyhow::Result<()> {
+        if !done.contains(&COLUMN_VERSION) {
+            ensure!(
+                !self.column_exists().await?,
+                "{} has a column run_status already, which is not the indexer's: rename or drop it first",
+                self.tables.runs.quoted()
+            );
+        }
+        Ok(())
+    }
+
+    async fn column_exists(&self) -> anyhow::Result<bool> {
+        let row = self
+            .client
+            .query_typed_one(
+                "-- migrate.column_exists
+select exists (select
+                 from pg_attribute
+                where attrelid = to_regclass($1)
+                  and attname = 'run_status'
+                  and not attisdropped)",
+                &[(&self.tables.runs.quoted(), Type::TEXT)],
+            )
+            .await?;
+        Ok(row.get(0))
+    }
+
     /// Makes the schema and the history where they are not there.
     async fn prepare_schema(&self) -> anyhow::Result<()> {
         let there: bool = self
@@ -261,6 +303,9 @@ impl<'a> Migrator<'a> {
     }
 
     async fn applied(&self) -> anyhow::Result<Vec<i32>> {
+        if !self.exists("status_indexer.schema_history").await? {
+            return Ok(Vec::new());
+        }
         let rows = self
             .client
             .query(
@@ -293,7 +338,6 @@ impl<'a> Migrator<'a> {
             rendered.push_str(&match name {
                 "runs" => runs.clone(),
                 "metadata" => metadata.clone(),
-                "runs_schema" => quote_ident(&self.tables.runs.schema),
                 "runs_literal" => quote_literal(&runs),
                 "metadata_literal" => quote_literal(&metadata),
                 other => unreachable!("the migrations have no placeholder {other}"),
@@ -304,23 +348,104 @@ impl<'a> Migrator<'a> {
         rendered
     }
 
-    async fn apply(&mut self, migration: &Migration, sql: &str) -> anyhow::Result<()> {
-        let record = format!(
-            "insert into status_indexer.schema_history (version, name) values ({}, {});",
-            migration.version,
-            quote_literal(migration.name)
-        );
+    /// Whether what a step made is there yet, where it is known that people drop it.
+    async fn still_there(&self, migration: &Migration) -> anyhow::Result<bool> {
+        match migration.kind {
+            Kind::Transaction => Ok(true),
+            Kind::Index => self.index_is_valid(&self.index_name(migration)).await,
+            Kind::Triggers => {
+                let table = self.table_of(migration);
+                let names = migration.triggers();
+                let row = self
+                    .client
+                    .query_typed_one(
+                        "-- migrate.triggers_there
+select count(*) = cardinality($2)
+  from pg_trigger
+ where tgrelid = to_regclass($1)
+   and tgname = any ($2)",
+                        &[(&table.quoted(), Type::TEXT), (&names, Type::TEXT_ARRAY)],
+                    )
+                    .await?;
+                Ok(row.get(0))
+            }
+        }
+    }
+
+    async fn apply(
+        &mut self,
+        migration: &Migration,
+        cutoff_secs: i64,
+        again: bool,
+    ) -> anyhow::Result<()> {
+        let sql = self.render(migration.sql, cutoff_secs, false);
+        let record = if again {
+            String::new()
+        } else {
+            format!(
+                "insert into status_indexer.schema_history (version, name) values ({}, {});",
+                migration.version,
+                quote_literal(migration.name)
+            )
+        };
         let outcome = match migration.kind {
             Kind::Transaction => self.in_transaction(&format!("{sql}\n{record}")).await,
-            Kind::Index => self.build_index(sql, &record).await,
+            Kind::Triggers if again => {
+                let drop = self.drop_triggers(migration);
+                // What was written while they were missing was not heard.
+                self.in_transaction(&format!("{drop}{sql}\n{DISBELIEVE}"))
+                    .await
+            }
+            Kind::Triggers => self.in_transaction(&format!("{sql}\n{record}")).await,
+            Kind::Index => {
+                self.build_index(&self.index_name(migration), &sql, &record)
+                    .await
+            }
         };
         outcome.with_context(|| format!("migration {} failed", migration.name))
     }
 
-    async fn remove(&self, sql: &str) -> anyhow::Result<()> {
+    fn table_of(&self, migration: &Migration) -> &Table {
+        if migration.sql.contains("{{runs}}") {
+            &self.tables.runs
+        } else {
+            &self.tables.metadata
+        }
+    }
+
+    /// Not in the files: it needs a lock that readers wait for, and making triggers does not.
+    fn drop_triggers(&self, migration: &Migration) -> String {
+        let table = self.table_of(migration).quoted();
+        let drop = |name| format!("drop trigger if exists {name} on {table};\n");
+        migration.triggers().into_iter().map(drop).collect()
+    }
+
+    fn index_name(&self, migration: &Migration) -> String {
+        let schema = quote_ident(&self.tables.runs.schema);
+        format!("{schema}.{}", migration.index())
+    }
+
+    /// From here on the column goes stale, which its readers must know if this is not finished.
+    async fn remove_triggers(&self) -> anyhow::Result<()> {
+        let disbelieve = if self.exists("status_indexer.state").await? {
+            DISBELIEVE
+        } else {
+            ""
+        };
+        let sql = self.render(DOWN_TRIGGERS, 0, false);
+        self.remove(&format!("{sql}\n{disbelieve}")).await
+    }
+
+    async fn remove_objects(&self) -> anyhow::Result<()> {
+        let ours = self.applied().await?.contains(&COLUMN_VERSION);
+        let column = if ours { DOWN_COLUMN } else { "" };
         let keep_schema = self.operator_made_schema().await?;
-        let sql = self.render(sql, 0, keep_schema);
-        self.in_transaction(&sql)
+        self.remove(&self.render(&format!("{column}\n{DOWN_SCHEMA}"), 0, keep_schema))
+            .await
+    }
+
+    async fn remove(&self, sql: &str) -> anyhow::Result<()> {
+        self.in_transaction(sql)
             .await
             .context("could not remove all of it; what is left is removed by running it again")
     }
@@ -389,16 +514,10 @@ select string_agg(distinct format('pid %s (%s, %s, for %s)', a.pid, a.usename, a
             .unwrap_or_else(|| "short transactions".to_owned())
     }
 
-    async fn build_index(&mut self, sql: &str, record: &str) -> anyhow::Result<()> {
-        let name = sql
-            .lines()
-            .find_map(|line| line.strip_prefix("-- migrate: concurrently "))
-            .expect("a file of an index names it")
-            .trim()
-            .to_owned();
-        if !self.index_is_valid(&name).await? {
+    async fn build_index(&self, name: &str, sql: &str, record: &str) -> anyhow::Result<()> {
+        if !self.index_is_valid(name).await? {
             // What a build that was interrupted left behind is updated and never read.
-            self.drop_index(&name).await?;
+            self.drop_index(name).await?;
             self.watched(sql).await?;
         }
         self.client.batch_execute(record).await?;

@@ -131,6 +131,13 @@ impl Reconciler {
             state = state::load(&self.db).await?;
         }
         self.metrics.believable.set(state.believable.into());
+        if !state.believable && !state.listening {
+            tracing::warn!(
+                "a trigger is missing or disabled, so that no pass can make the column believable: \
+                 run `status-indexer migrate status`"
+            );
+            return Ok(());
+        }
         if !state.believable && !self.first_pass(state, session, stop).await? {
             return Ok(());
         }

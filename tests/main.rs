@@ -2,6 +2,9 @@
 
 mod support;
 
+mod model;
+
+mod definition;
 mod demo;
 mod docs;
 mod faults;

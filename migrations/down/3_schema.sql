@@ -1,7 +1,9 @@
 -- Everything of the indexer's own. No cascade: what others have put in the schema stops it.
+drop view if exists status_indexer.run_status;
 drop function if exists status_indexer.enqueue_row();
 drop function if exists status_indexer.enqueue_changed();
 drop function if exists status_indexer.wake();
+drop function if exists status_indexer.listening();
 drop function if exists status_indexer.explain(text, text);
 drop function if exists status_indexer.compare(text, bigint, integer);
 drop function if exists status_indexer.due(double precision);

@@ -8,28 +8,66 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::tables::Tables;
-use crate::pg::quote_ident;
+use crate::pg::{quote_ident, quote_literal};
 
-/// Privileges on the indexer's own objects; they go with the objects.
+/// Privileges on the indexer's own objects and on its column; they go with these. Each object by
+/// its name: writing to the view would be writing to upstream's table, with its owner's rights.
 const OWN: &str = "\
 -- migrate.grant_own
-grant usage on schema status_indexer to {role};
-grant select, insert, update, delete on all tables in schema status_indexer to {role};
-revoke insert, update, delete on status_indexer.schema_history, status_indexer.grants from {role};
-grant usage, select, update on all sequences in schema status_indexer to {role};
-grant execute on all functions in schema status_indexer to {role};
-revoke execute on function status_indexer.enqueue_row(), status_indexer.enqueue_changed() from {role};";
+grant select, insert, update, delete on status_indexer.queue, status_indexer.timers to {role};
+grant select, update on status_indexer.state to {role};
+grant select on status_indexer.schema_history, status_indexer.run_status to {role};
+grant select, update on sequence status_indexer.quiet_until to {role};
+grant update (run_status) on {runs} to {role};";
 
-const HAS: &str = "\
--- migrate.has_privilege
-select exists (
-  select
-    from (select relacl as acl from pg_class where oid = to_regclass($1) and $2 = 'SELECT'
-          union all
-          select nspacl from pg_namespace where oid = to_regnamespace($1) and $2 = 'USAGE') a,
-         aclexplode(a.acl) e
-   where e.grantee in (0, to_regrole($3)::oid)
-     and e.privilege_type = $2)";
+/// What else the role needs: recorded where it was added.
+struct Need {
+    object: String,
+    privilege: &'static str,
+}
+
+impl Need {
+    fn all(tables: &Tables) -> Vec<Self> {
+        let usage = |schema: &str| Self {
+            object: quote_ident(schema),
+            privilege: "USAGE",
+        };
+        let select = |object: String| Self {
+            object,
+            privilege: "SELECT",
+        };
+        vec![
+            usage("status_indexer"),
+            usage(&tables.runs.schema),
+            usage(&tables.metadata.schema),
+            select(tables.runs.quoted()),
+            select(tables.metadata.quoted()),
+        ]
+    }
+
+    /// Whether the role can do it already, as owner, by a grant or through another role.
+    async fn is_met(&self, client: &Client, role: &str) -> anyhow::Result<bool> {
+        let sql = if self.privilege == "USAGE" {
+            "-- migrate.has_usage\nselect has_schema_privilege($1::text::name, to_regnamespace($2)::oid, 'usage')"
+        } else {
+            "-- migrate.has_select\nselect has_table_privilege($1::text::name, to_regclass($2)::oid, 'select')"
+        };
+        let row = client
+            .query_typed_one(sql, &[(&role, Type::TEXT), (&self.object, Type::TEXT)])
+            .await?;
+        Ok(row.get(0))
+    }
+
+    fn grant(&self, role: &str) -> String {
+        let grant = statement("grant", self.privilege, &self.object, "to", role);
+        format!(
+            "{grant}insert into status_indexer.grants (grantee, object, privilege) values ({}, {}, '{}') on conflict do nothing;\n",
+            quote_literal(role),
+            quote_literal(&self.object),
+            self.privilege
+        )
+    }
+}
 
 /// Grants `role` what the daemon needs.
 ///
@@ -43,46 +81,31 @@ pub(super) async fn grant(client: &Client, tables: &Tables, role: &str) -> anyho
         )
         .await?;
     ensure!(known.is_some(), "there is no role {role}: create it first");
-    let quoted = quote_ident(role);
-    let mut wanted = vec![
-        (quote_ident(&tables.runs.schema), "USAGE"),
-        (tables.runs.quoted(), "SELECT"),
-        (tables.metadata.quoted(), "SELECT"),
-    ];
-    if tables.runs.schema != tables.metadata.schema {
-        wanted.push((quote_ident(&tables.metadata.schema), "USAGE"));
-    }
-    let mut sql = format!("begin;\n{}\n", OWN.replace("{role}", &quoted));
-    // It goes with the column.
-    sql.push_str(&format!(
-        "grant update (run_status) on {} to {quoted};\n",
-        tables.runs.quoted()
-    ));
-    for (object, privilege) in &wanted {
-        let has: bool = client
-            .query_typed_one(
-                HAS,
-                &[
-                    (object, Type::TEXT),
-                    (privilege, Type::TEXT),
-                    (&quoted, Type::TEXT),
-                ],
-            )
-            .await?
-            .get(0);
-        if !has {
-            sql.push_str(&statement("grant", privilege, object, "to", &quoted));
-            sql.push_str(&format!(
-                "insert into status_indexer.grants (grantee, object, privilege) values ({}, {}, '{privilege}') on conflict do nothing;\n",
-                crate::pg::quote_literal(role),
-                crate::pg::quote_literal(object),
-            ));
+    let mut sql = String::from("begin;\n");
+    sql.push_str(
+        &OWN.replace("{role}", &quote_ident(role))
+            .replace("{runs}", &tables.runs.quoted()),
+    );
+    sql.push('\n');
+    let needs = Need::all(tables);
+    for need in &needs {
+        if !need.is_met(client, role).await? {
+            sql.push_str(&need.grant(role));
         }
     }
     sql.push_str("commit;");
     if let Err(error) = client.batch_execute(&sql).await {
         let _ = client.batch_execute("rollback").await;
         return Err(error).with_context(|| format!("cannot grant to {role}"));
+    }
+    // Whoever may not grant is told so by a warning alone.
+    for need in &needs {
+        ensure!(
+            need.is_met(client, role).await?,
+            "{role} still lacks {} on {}, which this role may not grant: have its owner do it",
+            need.privilege,
+            need.object
+        );
     }
     Ok(())
 }
@@ -91,7 +114,7 @@ pub(super) async fn grant(client: &Client, tables: &Tables, role: &str) -> anyho
 ///
 /// # Errors
 /// If a revoke is refused.
-pub(super) async fn revoke(client: &Client, _tables: &Tables) -> anyhow::Result<()> {
+pub(super) async fn revoke(client: &Client) -> anyhow::Result<()> {
     let there: bool = client
         .query_one(
             "-- migrate.grants_there\nselect to_regclass('status_indexer.grants') is not null",
@@ -115,13 +138,7 @@ select g.grantee, g.object, g.privilege
     for row in rows {
         let (role, object, privilege): (String, String, String) =
             (row.get(0), row.get(1), row.get(2));
-        sql.push_str(&statement(
-            "revoke",
-            &privilege,
-            &object,
-            "from",
-            &quote_ident(&role),
-        ));
+        sql.push_str(&statement("revoke", &privilege, &object, "from", &role));
     }
     sql.push_str("delete from status_indexer.grants;\ncommit;");
     if let Err(error) = client.batch_execute(&sql).await {
@@ -132,6 +149,7 @@ select g.grantee, g.object, g.privilege
 }
 
 fn statement(verb: &str, privilege: &str, object: &str, preposition: &str, role: &str) -> String {
+    let role = quote_ident(role);
     let kind = if privilege == "USAGE" {
         "schema"
     } else {

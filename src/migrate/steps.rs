@@ -5,7 +5,10 @@
 pub(super) enum Kind {
     /// With its record in one transaction.
     Transaction,
-    /// `create index concurrently`, which no transaction can hold.
+    /// The same, and again where somebody has dropped one of its triggers.
+    Triggers,
+    /// `create index concurrently`, which no transaction can hold. Again where the index is not
+    /// there or not valid.
     Index,
 }
 
@@ -16,6 +19,24 @@ pub(super) struct Migration {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
     pub(super) sql: &'static str,
+}
+
+impl Migration {
+    /// The index that a file of an index makes.
+    pub(super) fn index(&self) -> &'static str {
+        self.sql
+            .lines()
+            .find_map(|line| line.strip_prefix("-- migrate: concurrently "))
+            .expect("a file of an index names it")
+    }
+
+    /// The triggers that a file of triggers makes.
+    pub(super) fn triggers(&self) -> Vec<&'static str> {
+        self.sql
+            .lines()
+            .filter_map(|line| line.strip_prefix("create trigger "))
+            .collect()
+    }
 }
 
 macro_rules! migrations {
@@ -41,15 +62,18 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     8 Transaction "0008_compare",
     9 Transaction "0009_explain",
     10 Transaction "0010_trigger_functions",
-    11 Transaction "0011_runs_triggers",
-    12 Transaction "0012_metadata_triggers",
+    11 Triggers "0011_runs_triggers",
+    12 Triggers "0012_metadata_triggers",
     13 Index "0013_listing_index",
     14 Index "0014_running_index",
 ];
 
-/// The way down: what writers meet first, what others may still read last.
-pub(super) const DOWN: &[&str] = &[
-    include_str!("../../migrations/down/1_triggers.sql"),
-    include_str!("../../migrations/down/2_column.sql"),
-    include_str!("../../migrations/down/3_schema.sql"),
-];
+/// The way down: what writers meet first, so that nothing fires into functions that are about to go.
+pub(super) const DOWN_TRIGGERS: &str = include_str!("../../migrations/down/1_triggers.sql");
+
+/// The column, where it is ours.
+pub(super) const DOWN_COLUMN: &str = include_str!("../../migrations/down/2_column.sql");
+
+/// All that is in the indexer's own schema. With the column in one transaction: until it is done,
+/// the schema's history tells what there is.
+pub(super) const DOWN_SCHEMA: &str = include_str!("../../migrations/down/3_schema.sql");

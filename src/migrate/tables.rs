@@ -68,12 +68,37 @@ impl Tables {
         client.batch_execute("rollback").await?;
         found
     }
+
+    /// Only an owner can change a table.
+    ///
+    /// # Errors
+    /// If the role of the session does not own one of them; the message says who does.
+    pub(super) async fn check_owned(&self, client: &Client) -> anyhow::Result<()> {
+        const OWNED: &str = "\
+-- migrate.check_owned
+select pg_get_userbyid(relowner)::text, current_user::text, pg_has_role(relowner, 'usage')
+  from pg_class
+ where oid = to_regclass($1)";
+        for table in [&self.runs, &self.metadata] {
+            let row = client
+                .query_typed_one(OWNED, &[(&table.quoted(), Type::TEXT)])
+                .await?;
+            let (owner, role, owned): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
+            ensure!(
+                owned,
+                "the role {role} does not own {}: migrate as {owner}, and let `run` be another role \
+                 with --grant-to",
+                table.quoted()
+            );
+        }
+        Ok(())
+    }
 }
 
 async fn find(client: &Client, name: &str, variable: &str) -> anyhow::Result<Table> {
     const FIND: &str = "\
 -- migrate.find_table
-select n.nspname::text, c.relname::text, c.relkind = 'r', pg_has_role(c.relowner, 'usage')
+select n.nspname::text, c.relname::text, c.relkind = 'r'
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
  where c.oid = to_regclass($1)";

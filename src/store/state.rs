@@ -13,6 +13,7 @@ pub const DEFINITION_VERSION: i32 = 1;
 const LOAD: &str = "\
 -- state.load
 select cutoff_secs, definition_version, generation, believable_since is not null as believable,
+       status_indexer.listening() as listening,
        pass_flow_id, pass_run_number, pass_compared, pass_corrected, runs_table, metadata_table
   from status_indexer.state";
 
@@ -51,6 +52,7 @@ update status_indexer.state
        pass_compared = 0,
        pass_corrected = 0
  where generation = $1
+   and (believable_since is not null or status_indexer.listening())
 returning generation";
 
 /// The one row of `status_indexer.state`.
@@ -64,6 +66,8 @@ pub struct State {
     pub generation: i64,
     /// Whether the column may be believed.
     pub believable: bool,
+    /// Whether all triggers are there and fire; without them a pass proves nothing.
+    pub listening: bool,
     /// The last run that the pass has compared.
     pub pass_position: Option<RunKey>,
     /// Runs that it has compared.
@@ -90,6 +94,7 @@ pub async fn load(db: &Db) -> Result<State, Error> {
         definition_version: column(&row, name, "definition_version")?,
         generation: column(&row, name, "generation")?,
         believable: column(&row, name, "believable")?,
+        listening: column(&row, name, "listening")?,
         pass_position: flow_id.zip(run_number).map(|(flow_id, run_number)| RunKey {
             flow_id,
             run_number,
@@ -144,7 +149,7 @@ pub async fn advance(
 }
 
 /// Ends a pass: the column is believable, and the next pass begins at the first run. False where
-/// the generation is over.
+/// the generation is over, or a trigger is missing so that the column cannot become believable.
 ///
 /// # Errors
 /// If the call fails.
