@@ -560,6 +560,8 @@ select format('%s, %s%% of blocks%s', phase, coalesce(100 * blocks_done / nullif
                 done = &mut work => return Ok(done?),
                 () = self.stop.cancelled() => {
                     cancel.cancel_query(self.connector.tls()).await.ok();
+                    // The request is sent, not obeyed yet: without this the server may go on by itself.
+                    tokio::time::timeout(TELL, work).await.ok();
                     bail!("stopped; run it again to go on");
                 }
                 () = tokio::time::sleep(TELL) => {

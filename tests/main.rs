@@ -4,11 +4,14 @@ mod support;
 
 mod model;
 
+mod cli;
 mod definition;
 mod demo;
 mod docs;
+mod explain;
 mod faults;
 mod harness;
+mod migrate;
 mod nginx;
 mod operator;
 mod pipeline;
