@@ -8,11 +8,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
-use crate::listener::detect_mode;
 use crate::metrics::Metrics;
 use crate::migrate;
 use crate::output::say;
-use crate::pg::{Connector, Db, Purpose};
+use crate::pg::{Connector, Db, Purpose, detect_mode};
 use crate::status::Status;
 use crate::store::state;
 use crate::walk::{FirstPass, Listeners, NOTIFYING_RATE, Outcome, Pace, Progress};

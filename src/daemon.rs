@@ -14,10 +14,10 @@ use crate::backoff::Backoff;
 use crate::config::DaemonArgs;
 use crate::error::{Error, Remedy, chain, remedy_of};
 use crate::http;
-use crate::listener::{self, Listener};
+use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::migrate;
-use crate::pg::{Connector, Db, Purpose, SessionMode};
+use crate::pg::{Connector, Db, Purpose, SessionMode, detect_mode};
 use crate::reconciler::Reconciler;
 use crate::signals::{Alarm, Lead, LeadWatch, Wake};
 use crate::store::queue;
@@ -140,7 +140,7 @@ impl Daemon {
             migrate::up(&self.connector, options, stop).await?;
         }
         let mode = match self.args.session_mode {
-            SessionMode::Auto => listener::detect_mode(&self.connector).await?,
+            SessionMode::Auto => detect_mode(&self.connector).await?,
             mode => mode,
         };
         if mode == SessionMode::Transaction {

@@ -7,10 +7,10 @@
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_postgres::AsyncMessage;
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -31,12 +31,6 @@ const CLOCK_STEP_SECS: f64 = 0.5;
 
 /// From this usage on, writers are about to stop notifying: the worker is called on each probe.
 const NOTIFY_QUEUE_FULL: f64 = 0.4;
-
-/// How long a test message may take from one connection to the other at start.
-const SELF_TEST_DEADLINE: Duration = Duration::from_secs(2);
-
-/// How often the self-test tries to take back that it listened.
-const UNLISTENS: usize = 20;
 
 const PROBE: &str = "\
 -- listener.probe
@@ -296,74 +290,6 @@ async fn bounded<T>(
             after: PROBE_DEADLINE,
         }),
     }
-}
-
-/// Finds out whether connections are sessions: a message sent over one must reach another that
-/// listens. A transaction pooler forgets who listened. Sets nothing that a pooler could pass on.
-///
-/// # Errors
-/// If no connection can be had, or the server refuses.
-pub async fn detect_mode(connector: &Connector) -> Result<SessionMode, Error> {
-    let (ears, mut traffic) = connector.connect_bare().await?;
-    let mouth = plain(connector).await?;
-    let nonce = format!("self-test {:016x}", rand::random::<u64>());
-    let expected = nonce.clone();
-    let (heard, hears) = oneshot::channel();
-    let _reader = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut heard = Some(heard);
-        while let Some(Ok(message)) = poll_fn(|context| traffic.poll_message(context)).await {
-            if let AsyncMessage::Notification(note) = message
-                && note.payload() == expected
-                && let Some(heard) = heard.take()
-            {
-                let _ = heard.send(());
-            }
-        }
-    }));
-    let listening = self_test(&ears, "listen status_indexer_self_test").await?;
-    self_test(
-        &mouth,
-        &format!("select pg_notify('status_indexer_self_test', '{nonce}')"),
-    )
-    .await?;
-    // What a session has to say it says before it answers.
-    self_test(&ears, "select").await?;
-    let reached = timeout(SELF_TEST_DEADLINE, hears).await;
-    // A pooler may have more than one connection to take this to.
-    for _ in 0..UNLISTENS {
-        if self_test(&ears, "unlisten status_indexer_self_test").await? == listening {
-            break;
-        }
-    }
-    Ok(if matches!(reached, Ok(Ok(()))) {
-        SessionMode::Session
-    } else {
-        SessionMode::Transaction
-    })
-}
-
-async fn plain(connector: &Connector) -> Result<Client, Error> {
-    let (client, traffic) = connector.connect_bare().await?;
-    tokio::spawn(traffic);
-    Ok(client)
-}
-
-/// Runs a statement of the self-test; returns which of the server's processes did.
-async fn self_test(client: &Client, sql: &str) -> Result<Option<String>, Error> {
-    let statement = "listener.self_test";
-    let sql = format!("-- {statement}\n{sql};\nselect pg_backend_pid()");
-    let answer = timeout(SHORT, client.simple_query(&sql)).await;
-    let messages = answer
-        .map_err(|_| Error::Timeout {
-            statement,
-            after: SHORT,
-        })?
-        .map_err(|source| Error::Postgres { statement, source })?;
-    let last = messages.iter().rev().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    Ok(last.map(str::to_owned))
 }
 
 #[cfg(test)]

@@ -18,8 +18,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::chain;
-use crate::listener::detect_mode;
-use crate::pg::{Connector, Purpose, SessionMode, quote_ident, quote_literal};
+use crate::pg::{Connector, Purpose, SessionMode, detect_mode, quote_ident, quote_literal};
 pub use report::status;
 use steps::{DOWN_COLUMN, DOWN_SCHEMA, DOWN_TRIGGERS, Kind, MIGRATIONS, Migration};
 pub use tables::{Table, TableNames, Tables, notifying_neighbour};
@@ -159,7 +158,9 @@ impl<'a> Migrator<'a> {
             "PostgreSQL 12 or later is needed; this server is {}",
             version / 10_000
         );
+        client.batch_execute("begin read only").await?;
         let tables = Tables::find(&client, names).await?;
+        client.batch_execute("rollback").await?;
         tables.check_owned(&client).await?;
         let migrator = Self {
             connector,

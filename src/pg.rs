@@ -5,11 +5,13 @@
 //! because a pool drives its connections itself and would swallow the notifications.
 
 mod dsn;
+mod mode;
 mod pool;
 mod session;
 mod tls;
 
 pub use dsn::{DsnError, split_tls};
+pub use mode::detect_mode;
 pub use pool::{Db, Param};
 pub(crate) use pool::{LONG, SHORT};
 pub(crate) use session::{CONNECT_TIMEOUT, Traffic, settings};

@@ -97,7 +97,7 @@ impl Evidence {
     /// Whether the newest `attempt_ok` has a value that is no boolean, and so counts as none.
     pub(crate) fn is_malformed(&self) -> bool {
         self.newest("attempt_ok")
-            .is_some_and(|row| row.value.as_text().is_some() && row.value.as_boolean().is_none())
+            .is_some_and(|row| row.value.as_boolean().is_none())
     }
 }
 

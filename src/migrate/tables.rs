@@ -45,7 +45,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Looks the tables up.
+    /// Looks the tables up, in the transaction that the caller has open.
     ///
     /// # Errors
     /// If one is not there, or is no ordinary table.
@@ -55,18 +55,19 @@ impl Tables {
             .as_ref()
             .map_or_else(|| "default".to_owned(), |schema| quote_ident(schema));
         client
-            .batch_execute(&format!("begin read only; set local search_path = {path}"))
+            .batch_execute(&format!(
+                "-- migrate.search_path\nsavepoint search_path; set local search_path = {path}"
+            ))
             .await
             .context("cannot set the search path")?;
-        let found = async {
-            Ok::<_, anyhow::Error>(Self {
-                runs: find(client, &names.runs, "DB_TABLE_NAME_RUNS").await?,
-                metadata: find(client, &names.metadata, "DB_TABLE_NAME_METADATA").await?,
-            })
-        }
-        .await;
-        client.batch_execute("rollback").await?;
-        found
+        let found = Self {
+            runs: find(client, &names.runs, "DB_TABLE_NAME_RUNS").await?,
+            metadata: find(client, &names.metadata, "DB_TABLE_NAME_METADATA").await?,
+        };
+        client
+            .batch_execute("rollback to savepoint search_path")
+            .await?;
+        Ok(found)
     }
 
     /// Only an owner can change a table.

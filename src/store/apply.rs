@@ -38,8 +38,8 @@ pub struct Invalid {
     /// Whose.
     #[serde(flatten)]
     pub key: RunKey,
-    /// What stands there, up to 80 characters.
-    pub value: String,
+    /// What stands there, up to 80 characters; none where it is JSON's null or a structure.
+    pub value: Option<String>,
 }
 
 /// What one call did.
