@@ -1,0 +1,84 @@
+//! Processor time and memory of processes, as Linux counts them.
+//!
+//! Owns the reading of `/proc`. Elsewhere nothing is known, and a figure is left out rather than
+//! guessed. Called by the benches around what they measure.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+/// The processor time that a process has used, exited threads left out.
+pub(crate) fn cpu(pid: u32) -> Option<Duration> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let nanos = threads
+        .flatten()
+        .filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok())
+        .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
+        .sum();
+    Some(Duration::from_nanos(nanos))
+}
+
+/// A field of `/proc/PID/status` such as `VmRSS`, in MiB.
+pub(crate) fn memory_mib(pid: u32, field: &str) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+/// How many processes wanted to run over the last minute, on average.
+pub(crate) fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("?").to_owned()
+}
+
+/// The server's processes with this application name, or all of its sessions.
+pub(crate) async fn backends(client: &Client, application: Option<&str>) -> Result<BTreeSet<u32>> {
+    const BACKENDS: &str = "\
+select pid
+  from pg_stat_activity
+ where backend_type = 'client backend'
+   and pid <> pg_backend_pid()
+   and (application_name = $1 or $1 is null)";
+    let rows = client.query(BACKENDS, &[&application]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| row.get::<_, i32>(0).unsigned_abs())
+        .collect())
+}
+
+/// Measures the share of a core that some processes take from now on.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    started: Instant,
+    before: Vec<(u32, Duration)>,
+}
+
+impl Meter {
+    pub(crate) fn start(pids: impl IntoIterator<Item = u32>) -> Self {
+        let before = pids
+            .into_iter()
+            .filter_map(|pid| Some((pid, cpu(pid)?)))
+            .collect();
+        Self {
+            started: Instant::now(),
+            before,
+        }
+    }
+
+    /// The processor time used since, by those that still live.
+    pub(crate) fn used(&self) -> Duration {
+        self.before
+            .iter()
+            .filter_map(|(pid, before)| Some(cpu(*pid)?.saturating_sub(*before)))
+            .sum()
+    }
+
+    /// The same as a percentage of one core.
+    pub(crate) fn percent(&self) -> f64 {
+        100.0 * self.used().as_secs_f64() / self.started.elapsed().as_secs_f64()
+    }
+}
