@@ -26,7 +26,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     let database = site.empty().await?;
     let client = database.client().await;
     running_runs(&client, "Idle", 1000, 0).await?;
-    let daemon = indexed(&database, 360).await?;
+    let daemon = indexed(&database, 360, site.settings.tune.as_deref()).await?;
     // What a start takes is over by then.
     sleep(Duration::from_secs(5)).await;
     let meters = [

@@ -12,16 +12,21 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod backfill;
+mod baseline;
 mod dataset;
 mod drain;
 mod fat_run;
 mod idle;
 mod latency;
 mod load;
+mod pages;
+mod reconciler;
 mod report;
 mod site;
 mod sweep;
 mod usage;
+mod verify;
 mod writers;
 
 use std::process::ExitCode;
@@ -79,6 +84,12 @@ struct Settings {
     /// Seconds of such a turn
     #[arg(long, default_value_t = 5)]
     turn_seconds: u64,
+    /// Statements to run on the installed database, to see what a change of it does
+    #[arg(long, value_name = "SQL")]
+    tune: Option<String>,
+    /// Keep the server at the end, for a look, until Ctrl-C
+    #[arg(long)]
+    hold: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,6 +108,14 @@ enum Name {
     FatRun,
     /// Nothing to do
     Idle,
+    /// The steady walk over all runs
+    Reconciler,
+    /// Reading by status
+    Pages,
+    /// Proving the column
+    Verify,
+    /// Filling the column
+    Backfill,
 }
 
 impl Name {
@@ -109,6 +128,10 @@ impl Name {
             Self::Writers => writers::run(site).await,
             Self::FatRun => fat_run::run(site).await,
             Self::Idle => idle::run(site).await,
+            Self::Reconciler => reconciler::run(site).await,
+            Self::Pages => pages::run(site).await,
+            Self::Verify => verify::run(site).await,
+            Self::Backfill => backfill::run(site).await,
         }
     }
 }
@@ -154,6 +177,11 @@ async fn measure(cli: Cli) -> Result<()> {
             usage::load()
         );
         missed.extend(report.missed());
+    }
+    if site.settings.hold {
+        let database = site.dataset().await?.name().to_owned();
+        eprintln!("held: {}", site.server.url(&database));
+        tokio::signal::ctrl_c().await?;
     }
     if !missed.is_empty() {
         println!("\nmissed:");

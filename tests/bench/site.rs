@@ -4,9 +4,10 @@
 //! share. Promises that what a bench finds is what it asked for: the indexer installed and the
 //! column believable, or no trace of it. Called by every bench.
 
+use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use status_indexer::demo::postgres::{Options, Postgres};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
@@ -15,6 +16,7 @@ use crate::Settings;
 use crate::dataset;
 use crate::support::daemon::{Daemon, Launch};
 use crate::support::database::{Database, connect};
+use crate::usage::memory_mib;
 
 /// A day: runs of the dataset without a writer keep their status as long as any bench takes.
 pub(crate) const LONG_CUTOFF_SECS: u32 = 86_400;
@@ -82,15 +84,25 @@ impl Site {
 
     /// The same with the indexer at work on it and the column believable.
     pub(crate) async fn indexed_dataset(&mut self) -> Result<(&Database, Daemon)> {
-        let database = self.dataset().await?;
-        let daemon = indexed(database, LONG_CUTOFF_SECS).await?;
+        self.dataset().await?;
+        let database = self.dataset.as_ref().context("it was just generated")?;
+        let tune = self.settings.tune.as_deref();
+        let daemon = indexed(database, LONG_CUTOFF_SECS, tune).await?;
         Ok((database, daemon))
     }
 }
 
-/// Starts a daemon on a database, which it migrates first, and waits until the column is
+/// Migrates a database, changes what is to be tried out, starts a daemon on it, and waits until the column is
 /// believable and the queue is empty.
-pub(crate) async fn indexed(database: &Database, cutoff_secs: u32) -> Result<Daemon> {
+pub(crate) async fn indexed(
+    database: &Database,
+    cutoff_secs: u32,
+    tune: Option<&str>,
+) -> Result<Daemon> {
+    command(database, &["migrate", "up"]).await?;
+    if let Some(tune) = tune {
+        database.client().await.batch_execute(tune).await?;
+    }
     let daemon = Launch::on(database)
         .env("RUN_INACTIVE_CUTOFF_TIME", &cutoff_secs.to_string())
         .spawn();
@@ -134,24 +146,30 @@ pub(crate) async fn clients(database: &Database, count: usize) -> Vec<Client> {
     clients
 }
 
-/// Runs a command of the binary on a database to its end and returns what it printed.
-pub(crate) async fn command(database: &Database, args: &[&str]) -> Result<String> {
-    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_status-indexer"))
+/// Runs a command of the binary on a database to its end; returns the most memory it had, in MiB.
+pub(crate) async fn command(database: &Database, args: &[&str]) -> Result<f64> {
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_status-indexer"))
         .args(args)
+        .args(["--log", "warn"])
         .env("DATABASE_URL", database.url())
         .env("RUN_INACTIVE_CUTOFF_TIME", LONG_CUTOFF_SECS.to_string())
+        .stdout(Stdio::null())
         .kill_on_drop(true)
-        .output()
-        .await?;
-    if !output.status.success() {
-        bail!(
-            "`{}` ended with {}: {}",
-            args.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
+        .spawn()?;
+    let pid = child.id().context("nobody has waited for it yet")?;
+    let mut peak = 0.0_f64;
+    loop {
+        tokio::select! {
+            ended = child.wait() => {
+                let ended = ended?;
+                ensure!(ended.success(), "`{}` ended with {ended}", args.join(" "));
+                return Ok(peak);
+            }
+            () = sleep(Duration::from_millis(20)) => {
+                peak = peak.max(memory_mib(pid, "VmHWM").unwrap_or(0.0));
+            }
+        }
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// What the server has counted for a statement.

@@ -84,7 +84,7 @@ async fn scenario(
     client: &Client,
     heart: &Heart,
 ) -> Result<()> {
-    let daemon = indexed(database, CUTOFF_SECS).await?;
+    let daemon = indexed(database, CUTOFF_SECS, site.settings.tune.as_deref()).await?;
     quiet(site, report, client, &daemon).await?;
     lose(site, report, client, &daemon, heart).await?;
     daemon.terminate().await;

@@ -264,7 +264,7 @@ select n_tup_upd::float8, n_tup_hot_upd::float8
     let first = running_runs(&client, FLOW, RUNS, AGE_SECS).await?;
     client.batch_execute("vacuum analyze").await?;
     let daemon = if with {
-        Some(indexed(&database, LONG_CUTOFF_SECS).await?)
+        Some(indexed(&database, LONG_CUTOFF_SECS, site.settings.tune.as_deref()).await?)
     } else {
         None
     };

@@ -1,0 +1,233 @@
+//! Reading a page of fifty runs by their status, against the page without a filter.
+//!
+//! The statements as such, prepared, one client: what the column and its index give to whoever reads
+//! them. Buffers are those of the plan that the server uses once it has settled on one.
+
+use anyhow::Result;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use crate::dataset::BIG_FLOW;
+use crate::report::{Durations, Report, Target};
+use crate::site::Site;
+
+/// A flow as large as a tenth of the big one, all of whose runs have completed.
+const DONE_FLOW: &str = "AllDone";
+
+const CALLS: usize = 400;
+
+const COLUMNS: &str =
+    "flow_id, run_number, run_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts";
+
+const ALL_DONE: &str = "\
+insert into flows_v3 (flow_id, ts_epoch) values ('AllDone', 0);
+insert into runs_v3 (flow_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, run_status)
+select 'AllDone', user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, 'completed'
+  from runs_v3
+ where flow_id = 'BigFlow'
+   and run_number % 10 = 0;";
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Query {
+    what: &'static str,
+    flow: &'static str,
+    statuses: &'static [&'static str],
+    deep: bool,
+}
+
+const QUERIES: &[Query] = &[
+    Query {
+        what: "failed, first page",
+        flow: BIG_FLOW,
+        statuses: &["failed"],
+        deep: false,
+    },
+    Query {
+        what: "failed, deep",
+        flow: BIG_FLOW,
+        statuses: &["failed"],
+        deep: true,
+    },
+    Query {
+        what: "running, first page",
+        flow: BIG_FLOW,
+        statuses: &["running"],
+        deep: false,
+    },
+    Query {
+        what: "running, deep",
+        flow: BIG_FLOW,
+        statuses: &["running"],
+        deep: true,
+    },
+    Query {
+        what: "a status that no run has",
+        flow: DONE_FLOW,
+        statuses: &["failed"],
+        deep: false,
+    },
+    Query {
+        what: "two statuses, first page",
+        flow: BIG_FLOW,
+        statuses: &["running", "failed"],
+        deep: false,
+    },
+    Query {
+        what: "two statuses, deep",
+        flow: BIG_FLOW,
+        statuses: &["running", "failed"],
+        deep: true,
+    },
+    Query {
+        what: "three statuses, deep",
+        flow: BIG_FLOW,
+        statuses: &["running", "failed", "completed"],
+        deep: true,
+    },
+    Query {
+        what: "two that no run has",
+        flow: DONE_FLOW,
+        statuses: &["running", "failed"],
+        deep: false,
+    },
+];
+
+impl Query {
+    /// One ordered range a status, merged; the cursor where the page is deep.
+    fn sql(&self) -> String {
+        let cursor = if self.deep {
+            "and (ts_epoch, run_number) < ($2::bigint, $3::int)"
+        } else {
+            ""
+        };
+        match self.statuses {
+            [] => format!(
+                "select {COLUMNS} from runs_v3 where flow_id = $1 {cursor} \
+                 order by ts_epoch desc, run_number desc limit 50"
+            ),
+            [status] => format!(
+                "select {COLUMNS} from runs_v3 where flow_id = $1 and run_status = '{status}' {cursor} \
+                 order by ts_epoch desc, run_number desc limit 50"
+            ),
+            several => format!(
+                "select p.* from unnest('{{{}}}'::text[]) s (status) cross join lateral (\
+                 select {COLUMNS} from runs_v3 where flow_id = $1 and run_status = s.status {cursor} \
+                 order by ts_epoch desc, run_number desc limit 50) p \
+                 order by ts_epoch desc, run_number desc limit 50",
+                several.join(",")
+            ),
+        }
+    }
+
+    fn limit(&self) -> f64 {
+        if self.statuses.len() > 1 { 1.7 } else { 1.3 }
+    }
+}
+
+pub(crate) async fn run(site: &mut Site) -> Result<Report> {
+    let settings = site.settings.clone();
+    let mut report = Report::new(
+        "pages",
+        format!(
+            "{CALLS} calls each, one client, {} runs in the flow",
+            settings.runs
+        ),
+    );
+    let (database, daemon) = site.indexed_dataset().await?;
+    daemon.terminate().await;
+    let client = database.client().await;
+    client.batch_execute(ALL_DONE).await?;
+    client
+        .batch_execute("vacuum analyze runs_v3; set jit = off")
+        .await?;
+    let middle: (i64, i32) = {
+        let row = client
+            .query_one(
+                "select ts_epoch, run_number from runs_v3 where flow_id = $1 and run_number >= $2 \
+                 order by run_number limit 1",
+                &[&BIG_FLOW, &i32::try_from(settings.runs * 6 / 10)?],
+            )
+            .await?;
+        (row.get(0), row.get(1))
+    };
+    for &query in QUERIES {
+        let floor = Query {
+            statuses: &[],
+            flow: BIG_FLOW,
+            ..query
+        };
+        // In turns, so that both meet the same machine.
+        let (mut of_floor, mut of_query) = (Durations::new(), Durations::new());
+        for _ in 0..4 {
+            time(&client, floor, middle, &mut of_floor).await?;
+            time(&client, query, middle, &mut of_query).await?;
+        }
+        let what = query.what;
+        report.record(&format!("{what}: p50"), of_query.quantile_ms(0.5), "ms");
+        report.record(&format!("{what}: p99"), of_query.quantile_ms(0.99), "ms");
+        let ratio = of_query.quantile_ms(0.5) / of_floor.quantile_ms(0.5);
+        report.figure(
+            &format!("{what}: p50 / without a filter"),
+            ratio,
+            "",
+            Target::Below(query.limit()),
+        );
+        let buffers = buffers(&client, query, middle).await?;
+        report.figure(
+            &format!("{what}: buffers"),
+            buffers,
+            "",
+            Target::Below(500.0),
+        );
+    }
+    Ok(report)
+}
+
+async fn time(
+    client: &Client,
+    query: Query,
+    middle: (i64, i32),
+    durations: &mut Durations,
+) -> Result<()> {
+    let statement = client.prepare(&query.sql()).await?;
+    let all: [&(dyn ToSql + Sync); 3] = [&query.flow, &middle.0, &middle.1];
+    let params = if query.deep { &all[..] } else { &all[..1] };
+    for call in 0..CALLS / 4 + 10 {
+        let start = Instant::now();
+        client.query(&statement, params).await?;
+        // By then the server has settled on a plan.
+        if call >= 10 {
+            durations.record(start.elapsed());
+        }
+    }
+    Ok(())
+}
+
+/// Pages of the buffer cache that the settled plan touches.
+async fn buffers(client: &Client, query: Query, middle: (i64, i32)) -> Result<f64> {
+    let types = if query.deep {
+        "(text, bigint, int)"
+    } else {
+        "(text)"
+    };
+    let params = if query.deep {
+        format!("('{}', {}, {})", query.flow, middle.0, middle.1)
+    } else {
+        format!("('{}')", query.flow)
+    };
+    client
+        .batch_execute(&format!("prepare page {types} as {}", query.sql()))
+        .await?;
+    for _ in 0..10 {
+        client
+            .batch_execute(&format!("execute page {params}"))
+            .await?;
+    }
+    let explain = format!("explain (analyze, buffers, format json) execute page {params}");
+    let plan: serde_json::Value = client.query_one(&explain, &[]).await?.get(0);
+    client.batch_execute("deallocate page").await?;
+    let blocks = |kind: &str| plan[0]["Plan"][kind].as_f64().unwrap_or(f64::NAN);
+    Ok(blocks("Shared Hit Blocks") + blocks("Shared Read Blocks"))
+}
