@@ -73,13 +73,17 @@ impl Demo {
         assert_eq!(status.code(), Some(code), "{said}\n{errors}");
         // A sweep that is late on a busy machine is warned of; nothing else may be.
         assert!(!errors.contains("ERROR"), "{said}\n{errors}");
-        // The guard goes after the process that it guards.
-        let home = self.home.path().to_owned();
+        self.leaves_nothing().await;
+        said
+    }
+
+    /// The guard goes after the process that it guards.
+    async fn leaves_nothing(&self) {
+        let home = self.home.path();
         eventually(PATIENCE, "nothing is left behind", async || {
-            entries(&home).is_empty() && !mentioned(&home)
+            entries(home).is_empty() && !mentioned(home)
         })
         .await;
-        said
     }
 
     fn signal(&self, signal: Signal) {
@@ -198,6 +202,15 @@ async fn a_demo_stopped_while_it_starts_leaves_nothing_behind() {
     demo.signal(Signal::SIGINT);
     let said = demo.ends(2).await;
     assert!(said.ends_with("stopped before there was anything to see"));
+}
+
+#[tokio::test]
+async fn a_killed_demo_leaves_nothing_behind() {
+    let mut demo = Demo::start(&["--duration", "600"]);
+    demo.says("Try in another terminal:").await;
+    assert!(!entries(demo.home.path()).is_empty());
+    demo.signal(Signal::SIGKILL);
+    demo.leaves_nothing().await;
 }
 
 #[tokio::test]
