@@ -60,28 +60,54 @@ language sql immutable parallel safe as $$
          end
 $$;
 
--- What the end step's newest `attempt_ok` and `attempt` say; `ok` is null where the value is no
--- boolean. `to_jsonb(value) ->> 0` reads a text column and a jsonb column alike, also if the column
--- is changed from one to the other later. An aggregate, not `order by ... limit 1`: that one lures
--- the planner into the index on ts_epoch, where it reads every metadata row of the run.
+-- Says again what an index has found. Its cost is a lie, told to the planner: a plan that has to ask
+-- it of every metadata row of a run looks as dear as it can become.
+create function status_indexer.is_field(field_name text, wanted text) returns boolean
+language plpgsql immutable parallel safe cost 1000 as $$
+begin
+  return field_name = wanted;
+end
+$$;
+
+-- What the end step's newest `attempt_ok` says, and when its newest `attempt` began, which counts
+-- only after a failure. `ok` is null where the value is no boolean. `to_jsonb(value) ->> 0` reads a
+-- text column and a jsonb column alike, also if the column is changed from one to the other later.
+--
+-- The form of the query keeps the planner on metadata_v3_akey, and off an index on (flow_id,
+-- run_number, ts_epoch), where it would read every metadata row of the run. That is where
+-- `order by ts_epoch desc limit 1` lures it, a plain `max(ts_epoch)`, which it takes for the same,
+-- and one look-up of both fields, whose cost it overrates. Where statistics say that runs have few
+-- rows the two indexes look alike: the order asked for comes for free from the right one alone, and
+-- `is_field` is asked of fewer rows there.
 create function status_indexer.evidence(flow_id text, run_number bigint)
 returns table (ok boolean, ok_ts bigint, ok_id bigint, retry_ts bigint)
 language sql stable parallel safe as $$
   select case newest.ok[3] when 1 then true when 0 then false end,
          newest.ok[1],
          newest.ok[2],
-         newest.retry_ts
-    from (select max(array[m.ts_epoch, m.id, case status_indexer.parse_boolean(to_jsonb(m.value) ->> 0)
+         case newest.ok[3]
+           when 0 then (select (max(array[a.ts_epoch]))[1]
+                          from (select m.ts_epoch
+                                  from {{metadata}} m
+                                 where m.flow_id = evidence.flow_id
+                                   and m.run_number = evidence.run_number
+                                   and m.step_name = 'end'
+                                   and m.field_name = 'attempt'
+                                   and status_indexer.is_field(m.field_name, 'attempt')
+                                 order by m.task_id) a)
+         end
+    from (select max(array[a.ts_epoch, a.id, case status_indexer.parse_boolean(to_jsonb(a.value) ->> 0)
                                                when true then 1
                                                when false then 0
-                                             end])
-                   filter (where m.field_name = 'attempt_ok') as ok,
-                 max(m.ts_epoch) filter (where m.field_name = 'attempt') as retry_ts
-            from {{metadata}} m
-           where m.flow_id = evidence.flow_id
-             and m.run_number = evidence.run_number
-             and m.step_name = 'end'
-             and m.field_name in ('attempt', 'attempt_ok')) newest
+                                             end]) as ok
+            from (select m.ts_epoch, m.id, m.value
+                    from {{metadata}} m
+                   where m.flow_id = evidence.flow_id
+                     and m.run_number = evidence.run_number
+                     and m.step_name = 'end'
+                     and m.field_name = 'attempt_ok'
+                     and status_indexer.is_field(m.field_name, 'attempt_ok')
+                   order by m.task_id) a) newest
 $$;
 
 -- The text of one metadata row, for people: up to 80 characters.

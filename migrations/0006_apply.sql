@@ -22,6 +22,8 @@ create function status_indexer.apply(
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set jit = off
+-- Planning anew for the number of keys takes longer than judging one run.
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
@@ -154,6 +156,8 @@ create function status_indexer.drain(
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set jit = off
+-- Planning anew for the number of keys takes longer than judging one run.
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

@@ -37,7 +37,7 @@ pub struct Evidence {
     pub attempt_ok_is_boolean: bool,
     /// Its time, milliseconds since the epoch.
     pub attempt_ok_ts: Option<i64>,
-    /// The newest `attempt`'s time, milliseconds since the epoch.
+    /// The newest `attempt`'s time, milliseconds since the epoch; looked at only after a failure.
     pub attempt_ts: Option<i64>,
     /// The last heartbeat, seconds since the epoch.
     pub last_heartbeat_ts: Option<i64>,

@@ -10,6 +10,7 @@ drop function if exists status_indexer.due(double precision);
 drop function if exists status_indexer.drain(bigint, integer, integer);
 drop function if exists status_indexer.apply(text[], bigint[], timestamptz[]);
 drop function if exists status_indexer.evidence(text, bigint);
+drop function if exists status_indexer.is_field(text, text);
 drop function if exists status_indexer.value_of(bigint);
 drop function if exists status_indexer.reason(boolean, bigint, bigint, bigint, numeric, bigint);
 drop function if exists status_indexer.status(text);
