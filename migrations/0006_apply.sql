@@ -17,7 +17,10 @@ create function status_indexer.apply(
   -- [{flow_id, run_number, value}, ...] of the runs whose newest attempt_ok is no boolean.
   out invalid   jsonb,
   -- The next moment that time alone changes one of these runs, seconds since the epoch.
-  out next_deadline double precision
+  out next_deadline double precision,
+  -- For how long the rows were held, which is for how long a heartbeat may have waited. Null where
+  -- none was.
+  out held_secs double precision
 )
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -29,6 +32,7 @@ as $$
 declare
   locked_flow_ids    text[];
   locked_run_numbers bigint[];
+  began              timestamptz := clock_timestamp();
   at_secs            numeric;
   cutoff             bigint;
 begin
@@ -133,6 +137,8 @@ begin
                (select min(due_secs) from future))::double precision
     into changes, invalid, next_deadline
     from judged;
+
+  held_secs := extract(epoch from clock_timestamp() - began);
 end
 $$;
 
@@ -151,7 +157,8 @@ create function status_indexer.drain(
   out skipped   jsonb,
   out changes   jsonb,
   out invalid   jsonb,
-  out next_deadline double precision
+  out next_deadline double precision,
+  out held_secs double precision
 )
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -190,8 +197,8 @@ begin
     return;
   end if;
 
-  select a.applied, a.skipped, a.changes, a.invalid, a.next_deadline
-    into applied, skipped, changes, invalid, next_deadline
+  select a.applied, a.skipped, a.changes, a.invalid, a.next_deadline, a.held_secs
+    into applied, skipped, changes, invalid, next_deadline, held_secs
     from status_indexer.apply(flow_ids, run_numbers, enqueued_ats) a;
 
   select array_agg(extract(epoch from clock_timestamp() - k.enqueued_at)::double precision)

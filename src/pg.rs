@@ -4,12 +4,14 @@
 //! caller can forget to. The LISTEN session is a connection of its own ([`Connector::connect`]),
 //! because a pool drives its connections itself and would swallow the notifications.
 
+mod batch;
 mod dsn;
 mod mode;
 mod pool;
 mod session;
 mod tls;
 
+pub use batch::BatchSize;
 pub use dsn::{DsnError, split_tls};
 pub use mode::detect_mode;
 pub use pool::{Db, Param};

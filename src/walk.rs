@@ -167,12 +167,7 @@ impl FirstPass<'_> {
                 return Ok(Outcome::Stopped);
             }
             self.listeners.wake.call();
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_possible_wrap,
-                reason = "a hundred"
-            )]
-            let drained = queue::drain(self.db, 0, BATCH as i32, None).await?;
+            let drained = queue::drain(self.db, 0, BATCH, None).await?;
             self.observe(&drained.outcome);
             if drained.outcome.applied == 0 {
                 tokio::time::sleep(SETTLE).await;

@@ -144,12 +144,7 @@ impl Worker {
         let renew = busy && pace.quiet_until.saturating_duration_since(start) < QUIET / 2;
         let quiet_ms = renew.then_some(QUIET_MS);
 
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_possible_wrap,
-            reason = "at most BATCH"
-        )]
-        let drained = queue::drain(&self.db, after_id, pace.batch as i32, quiet_ms).await?;
+        let drained = queue::drain(&self.db, after_id, pace.batch, quiet_ms).await?;
 
         let end = Instant::now();
         if renew {
@@ -175,7 +170,7 @@ impl Worker {
             return pace.stuck.next_wait();
         }
         pace.stuck.reset();
-        if claimed >= pace.batch {
+        if claimed >= drained.asked {
             pace.batch = (pace.batch * 2).min(BATCH);
             return Duration::ZERO;
         }

@@ -9,6 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
 
+use super::batch::BatchSize;
 use super::session::{
     Connector, LOOK_SETTINGS, Purpose, SessionMode, TRANSACTION_SETTINGS, settings,
 };
@@ -35,6 +36,7 @@ pub struct Db {
     mode: SessionMode,
     metrics: Metrics,
     stop: CancellationToken,
+    batch: BatchSize,
     /// What opens each transaction, where there are no sessions to set up once.
     opening: &'static str,
 }
@@ -73,6 +75,7 @@ impl Db {
             mode,
             metrics,
             stop: CancellationToken::new(),
+            batch: BatchSize::default(),
             opening: TRANSACTION_SETTINGS,
         }
     }
@@ -133,6 +136,12 @@ impl Db {
     #[must_use]
     pub fn mode(&self) -> SessionMode {
         self.mode
+    }
+
+    /// How many runs one call may judge.
+    #[must_use]
+    pub fn batch(&self) -> &BatchSize {
+        &self.batch
     }
 
     /// Tells the metrics how many connections there are.

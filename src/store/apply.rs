@@ -1,5 +1,7 @@
 //! `status_indexer.apply`: the one way to change a status.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -7,15 +9,15 @@ use tokio_postgres::types::Type;
 use super::{column, list};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::pg::{Db, SHORT, name_of};
+use crate::pg::{BatchSize, Db, SHORT, name_of};
 use crate::status::{Reason, RunKey, Status};
 
-/// How many runs one call takes: it keeps their rows locked for as long as it computes.
-pub const BATCH: usize = 100;
+/// How many runs are worth a call; the server's speed decides how many calls they are.
+pub const BATCH: usize = BatchSize::MOST;
 
 const APPLY: &str = "\
 -- apply.keys
-select applied, skipped, changes, invalid, next_deadline
+select applied, skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.apply($1, $2, null)";
 
 /// A status that was written.
@@ -55,17 +57,35 @@ pub struct Applied {
     pub invalid: Vec<Invalid>,
     /// The next moment that time alone changes one of these runs, seconds since the epoch.
     pub next_deadline_secs: Option<f64>,
+    /// For how long their rows were held, by the server's clock.
+    pub held: Duration,
 }
 
 impl Applied {
+    /// The outcome of both.
+    fn add(&mut self, other: Self) {
+        self.applied += other.applied;
+        self.skipped.extend(other.skipped);
+        self.changes.extend(other.changes);
+        self.invalid.extend(other.invalid);
+        self.next_deadline_secs = match (self.next_deadline_secs, other.next_deadline_secs) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        self.held += other.held;
+    }
+
     pub(super) fn read(row: &Row, statement: &'static str) -> Result<Self, Error> {
         let applied: Option<i32> = column(row, statement, "applied")?;
+        let held_secs: Option<f64> = column(row, statement, "held_secs")?;
         Ok(Self {
             applied: usize::try_from(applied.unwrap_or(0)).unwrap_or(0),
             skipped: list(row, statement, "skipped")?,
             changes: list(row, statement, "changes")?,
             invalid: list(row, statement, "invalid")?,
             next_deadline_secs: column(row, statement, "next_deadline")?,
+            // A clock that steps meanwhile tells nothing.
+            held: Duration::try_from_secs_f64(held_secs.unwrap_or(0.0)).unwrap_or_default(),
         })
     }
 
@@ -102,11 +122,25 @@ impl Applied {
     }
 }
 
-/// Judges the given runs anew, at most [`BATCH`] in one call.
+/// Judges the given runs anew, in as many calls as keep the rows free for others.
 ///
 /// # Errors
-/// If the call fails; then nothing was written.
-pub async fn apply(db: &Db, keys: &[RunKey]) -> Result<Applied, Error> {
+/// If a call fails; then what the calls before it wrote stays.
+pub async fn apply(db: &Db, mut keys: &[RunKey]) -> Result<Applied, Error> {
+    let mut all = Applied::default();
+    while !keys.is_empty() {
+        let (batch, rest) = keys.split_at(db.batch().get().min(keys.len()));
+        let applied = apply_batch(db, batch).await?;
+        if applied.applied > 0 {
+            db.batch().learn(batch.len(), applied.held);
+        }
+        all.add(applied);
+        keys = rest;
+    }
+    Ok(all)
+}
+
+async fn apply_batch(db: &Db, keys: &[RunKey]) -> Result<Applied, Error> {
     let flow_ids: Vec<&str> = keys.iter().map(|key| key.flow_id.as_str()).collect();
     let run_numbers: Vec<i64> = keys.iter().map(|key| key.run_number).collect();
     let row = db

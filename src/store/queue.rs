@@ -10,7 +10,7 @@ use crate::status::RunKey;
 
 const DRAIN: &str = "\
 -- queue.drain
-select claimed, last_id, lags, applied, skipped, changes, invalid, next_deadline
+select claimed, last_id, lags, applied, skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.drain($1, $2, $3)";
 
 /// Puts the row at the head of the queue to its end, so that one run that cannot be written does
@@ -48,6 +48,8 @@ select not exists (select
 /// What one claim did.
 #[derive(Debug, Default)]
 pub struct Drained {
+    /// Queue rows asked for.
+    pub asked: usize,
     /// Queue rows taken.
     pub claimed: usize,
     /// The highest id taken.
@@ -58,7 +60,8 @@ pub struct Drained {
     pub outcome: Applied,
 }
 
-/// Takes up to `batch` rows with an id above `after_id` and applies their runs, in one statement.
+/// Takes up to `most` rows with an id above `after_id`, but no more than keep the rows of the runs
+/// free for others, and applies their runs, in one statement.
 /// With `quiet_ms`, writers need not wake the worker for so long.
 ///
 /// # Errors
@@ -66,9 +69,11 @@ pub struct Drained {
 pub async fn drain(
     db: &Db,
     after_id: i64,
-    batch: i32,
+    most: usize,
     quiet_ms: Option<i32>,
 ) -> Result<Drained, Error> {
+    let asked = most.min(db.batch().get());
+    let batch = i32::try_from(asked).unwrap_or(i32::MAX);
     let row = db
         .query_one(
             DRAIN,
@@ -82,11 +87,17 @@ pub async fn drain(
         .await?;
     let name = name_of(DRAIN);
     let claimed: i32 = column(&row, name, "claimed")?;
+    let claimed = usize::try_from(claimed).unwrap_or(0);
+    let outcome = Applied::read(&row, name)?;
+    if outcome.applied > 0 {
+        db.batch().learn(claimed, outcome.held);
+    }
     Ok(Drained {
-        claimed: usize::try_from(claimed).unwrap_or(0),
+        asked,
+        claimed,
         last_id: column(&row, name, "last_id")?,
         lags_secs: column::<Option<_>>(&row, name, "lags")?.unwrap_or_default(),
-        outcome: Applied::read(&row, name)?,
+        outcome,
     })
 }
 
