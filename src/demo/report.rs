@@ -140,14 +140,16 @@ impl Report {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let written = &self.written;
         format!(
-            "{} runs, {} heartbeats, {} metadata rows ({} twice, {} malformed), {} tag changes ({} tried again)",
+            "{} runs, {} heartbeats, {} tag changes ({} tried again)\n\
+             {:<13}{} metadata rows ({} twice, {} malformed)",
             count(&written.runs),
             count(&written.heartbeats),
+            count(&written.tags),
+            count(&written.conflicts),
+            "",
             count(&written.metadata),
             count(&written.duplicates),
             count(&written.malformed),
-            count(&written.tags),
-            count(&written.conflicts),
         )
     }
 }
