@@ -25,9 +25,10 @@ impl Demo {
     fn start(args: &[&str]) -> Self {
         let home = tempfile::Builder::new()
             .prefix("demo-")
-            .permissions(open_to_all())
             .tempdir_in("/tmp")
             .expect("a temporary directory");
+        // Afterwards, because the process's mask takes from what a directory is created with.
+        std::fs::set_permissions(home.path(), open_to_all()).expect("it is ours");
         let mut child = command(home.path())
             .args(args)
             .stdout(Stdio::piped())
@@ -134,6 +135,10 @@ fn mentioned(home: &Path) -> bool {
 async fn the_demo_finds_no_wrong_row_and_leaves_nothing_behind() {
     let mut demo = Demo::start(&["--duration", "5", "--seed", "7"]);
     demo.says("Try in another terminal:").await;
+    assert!(
+        !entries(demo.home.path()).is_empty(),
+        "its server is elsewhere"
+    );
     demo.says("compared").await;
     let said = demo.ends(0).await;
     let last = said.lines().last().unwrap_or_default();
@@ -208,7 +213,10 @@ async fn a_demo_stopped_while_it_starts_leaves_nothing_behind() {
 async fn a_killed_demo_leaves_nothing_behind() {
     let mut demo = Demo::start(&["--duration", "600"]);
     demo.says("Try in another terminal:").await;
-    assert!(!entries(demo.home.path()).is_empty());
+    assert!(
+        !entries(demo.home.path()).is_empty(),
+        "its server is elsewhere"
+    );
     demo.signal(Signal::SIGKILL);
     demo.leaves_nothing().await;
 }
