@@ -6,7 +6,10 @@ CARGO ?= cargo
 # Seconds that the demo runs; unset: until Ctrl-C on a terminal, else as long as the demo itself says.
 DURATION ?=
 
-.PHONY: help demo test lint setup
+.PHONY: help demo test lint setup bench
+
+# What a benchmark is told beside its name: make bench-latency BENCH='--seconds 60'
+BENCH ?=
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -23,6 +26,14 @@ lint: ## Format, lints and documentation, with warnings as errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+
+bench: ## All benchmarks, a quarter of an hour; one of them: make bench-latency, -drain, -sweep, ...
+	@.ci/setup test
+	$(CARGO) bench --locked --bench bench -- all $(BENCH)
+
+bench-%:
+	@.ci/setup test
+	$(CARGO) bench --locked --bench bench -- $* $(BENCH)
 
 setup: ## Install what the demo and the tests need, where it is missing
 	@.ci/setup test

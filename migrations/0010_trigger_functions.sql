@@ -20,19 +20,53 @@ begin
 end
 $$;
 
--- For row triggers on both tables: both have a flow_id and a run_number.
-create function status_indexer.enqueue_row() returns trigger
+-- Puts one run into the queue.
+create function status_indexer.enqueue(flow_id text, run_number bigint) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '100ms'
 as $$
 begin
   insert into status_indexer.queue (flow_id, run_number)
-  values (new.flow_id, new.run_number);
+  values (enqueue.flow_id, enqueue.run_number);
   perform status_indexer.wake();
-  return null;
 exception when others then
-  raise log 'status_indexer: run %/% was not enqueued: % (%)', new.flow_id, new.run_number, sqlerrm, sqlstate;
+  raise log 'status_indexer: run %/% was not enqueued: % (%)', flow_id, run_number, sqlerrm, sqlstate;
+end
+$$;
+
+-- For row triggers on both tables: both have a flow_id and a run_number.
+create function status_indexer.enqueue_row() returns trigger
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform status_indexer.enqueue(new.flow_id, new.run_number);
+  return null;
+end
+$$;
+
+-- For heartbeats, the hottest write there is: tells those that can change a status, of a run that
+-- comes back to life, that jump, or that run ahead of the clock, from those of healthy runs, which
+-- emit nothing. It does so here and not in the trigger's `when`, which the server reads and plans
+-- anew for every statement. Nothing in it can raise: float8 neither overflows nor runs out of range.
+-- No search path is set, which would cost as much as all the rest; every name carries its schema.
+create function status_indexer.heartbeat() returns trigger
+language plpgsql volatile security definer
+as $$
+begin
+  if new.run_status operator(pg_catalog.<>) 'failed'
+     and new.last_heartbeat_ts::pg_catalog.float8 operator(pg_catalog.-) old.last_heartbeat_ts::pg_catalog.float8
+           operator(pg_catalog.>=) 0::pg_catalog.float8
+     and new.last_heartbeat_ts::pg_catalog.float8 operator(pg_catalog.-) old.last_heartbeat_ts::pg_catalog.float8
+           operator(pg_catalog.<=) 60::pg_catalog.float8
+     and new.last_heartbeat_ts::pg_catalog.float8
+           operator(pg_catalog.-) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
+           operator(pg_catalog.<=) 5::pg_catalog.float8
+  then
+    return null;
+  end if;
+  perform status_indexer.enqueue(new.flow_id, new.run_number);
   return null;
 end
 $$;
@@ -73,6 +107,8 @@ exception when others then
 end
 $$;
 
+revoke execute on function status_indexer.enqueue(text, bigint) from public;
+revoke execute on function status_indexer.heartbeat() from public;
 revoke execute on function status_indexer.enqueue_row() from public;
 revoke execute on function status_indexer.enqueue_changed() from public;
 

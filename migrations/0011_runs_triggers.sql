@@ -10,14 +10,8 @@ create trigger status_indexer_insert
         or abs(new.last_heartbeat_ts::float8 - extract(epoch from clock_timestamp())::float8) > 5)
   execute function status_indexer.enqueue_row();
 
--- A run that comes back to life, or a heartbeat that jumps or runs ahead of the clock. The
--- heartbeats of healthy runs, the hottest write there is, emit nothing.
+-- Which of the heartbeats matter, the function tells.
 create trigger status_indexer_heartbeat
   after update of last_heartbeat_ts on {{runs}}
   for each row
-  when (new.run_status = 'failed'
-        or new.last_heartbeat_ts is null
-        or old.last_heartbeat_ts is null
-        or new.last_heartbeat_ts::float8 - old.last_heartbeat_ts::float8 not between 0 and 60
-        or new.last_heartbeat_ts::float8 - extract(epoch from clock_timestamp())::float8 > 5)
-  execute function status_indexer.enqueue_row();
+  execute function status_indexer.heartbeat();

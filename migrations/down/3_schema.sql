@@ -1,6 +1,8 @@
 -- Everything of the indexer's own. No cascade: what others have put in the schema stops it.
 drop view if exists status_indexer.run_status;
+drop function if exists status_indexer.heartbeat();
 drop function if exists status_indexer.enqueue_row();
+drop function if exists status_indexer.enqueue(text, bigint);
 drop function if exists status_indexer.enqueue_changed();
 drop function if exists status_indexer.wake();
 drop function if exists status_indexer.listening();
