@@ -136,6 +136,7 @@ impl Reconciler {
                 "a trigger is missing or disabled, so that no pass can make the column believable: \
                  run `status-indexer migrate status`"
             );
+            state::begin_anew(&self.db, state.generation).await?;
             return Ok(());
         }
         if !state.believable && !self.first_pass(state, session, stop).await? {

@@ -90,7 +90,7 @@ pub enum Outcome {
     Complete,
     /// The column is to be believed by somebody else's pass.
     ByAnother,
-    /// The column was made anew under it, or its parameters changed.
+    /// The column was made anew under it, its parameters changed, or a trigger is missing.
     Outdated,
     /// It was told to stop; it can be resumed.
     Stopped,
@@ -174,6 +174,8 @@ impl FirstPass<'_> {
             }
         }
         if !state::finish(self.db, generation).await? {
+            // Where it is for the triggers: what they missed may lie behind the pass.
+            state::begin_anew(self.db, generation).await?;
             return Ok(Outcome::Outdated);
         }
         self.metrics

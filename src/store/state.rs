@@ -55,6 +55,18 @@ update status_indexer.state
    and (believable_since is not null or status_indexer.listening())
 returning generation";
 
+const BEGIN_ANEW: &str = "\
+-- state.begin_anew
+update status_indexer.state
+   set pass_flow_id = null,
+       pass_run_number = null,
+       pass_started_at = null,
+       pass_compared = 0,
+       pass_corrected = 0
+ where generation = $1
+   and believable_since is null
+   and pass_flow_id is not null";
+
 /// The one row of `status_indexer.state`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
@@ -158,4 +170,14 @@ pub async fn finish(db: &Db, generation: i64) -> Result<bool, Error> {
         .query(FINISH, &[(&generation, Type::INT8)], SHORT)
         .await?;
     Ok(!rows.is_empty())
+}
+
+/// Has the next first pass begin at the first run: behind this one, something was not heard.
+///
+/// # Errors
+/// If the call fails.
+pub async fn begin_anew(db: &Db, generation: i64) -> Result<(), Error> {
+    db.query(BEGIN_ANEW, &[(&generation, Type::INT8)], SHORT)
+        .await
+        .map(drop)
 }
