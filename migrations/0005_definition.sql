@@ -110,10 +110,11 @@ language sql stable parallel safe as $$
                    order by m.task_id) a) newest
 $$;
 
--- The text of one metadata row, for people: up to 80 characters.
+-- The text of one metadata row, for people: up to 80 characters. A jsonb value that has no text in
+-- it is shown as it stands.
 create function status_indexer.value_of(id bigint) returns text
 language sql stable parallel safe as $$
-  select left(to_jsonb(m.value) ->> 0, 80)
+  select left(coalesce(to_jsonb(m.value) ->> 0, to_jsonb(m.value)::text), 80)
     from {{metadata}} m
    where m.id = value_of.id
 $$;
