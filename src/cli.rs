@@ -4,7 +4,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::backfill::{Speed, backfill};
-use crate::config::{DaemonArgs, DatabaseArgs, DefinitionArgs, TableArgs};
+use crate::config::{ApiArgs, DaemonArgs, DatabaseArgs, DefinitionArgs, TableArgs};
 use crate::daemon::Daemon;
 use crate::explain::explain;
 use crate::migrate;
@@ -91,7 +91,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 pub enum Command {
     /// Install, upgrade, inspect or remove the database objects
     Migrate(MigrateArgs),
-    /// Run the daemon: index, sweep, and serve /metrics, /healthz and /readyz
+    /// Run the daemon: index, sweep, and serve the read API, /metrics, /healthz and /readyz
     Run(RunArgs),
     /// Make the first pass at full speed, with progress; can be stopped and resumed
     Backfill(BackfillArgs),
@@ -151,6 +151,8 @@ pub struct RunArgs {
     migrate: bool,
     #[command(flatten)]
     daemon: DaemonArgs,
+    #[command(flatten)]
+    api: ApiArgs,
     #[command(flatten)]
     site: Site,
 }
@@ -271,11 +273,15 @@ async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<u8, Fail
 }
 
 async fn run(args: RunArgs, stop: CancellationToken) -> Result<u8, Failure> {
+    let replica = args.api.replica().map_err(Failure::Usage)?;
+    let reader = args.site.database.connector_to(replica);
     let daemon = Daemon {
         connector: args.site.connector()?,
+        reader: reader.map_err(Failure::Usage)?,
         cutoff_secs: args.site.definition.cutoff,
         migrate: args.migrate.then(|| args.site.migration(None)),
         args: args.daemon,
+        api: args.api,
     };
     daemon.run(stop).await?;
     Ok(0)

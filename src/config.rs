@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use clap::{Args, FromArgMatches as _};
+use axum::http::HeaderValue;
+use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::api::Limits;
 use crate::migrate::TableNames;
 use crate::pg::{CONNECT_TIMEOUT, Connector, SessionMode, TlsParams, split_tls};
 
@@ -169,18 +171,111 @@ pub struct DaemonArgs {
 
 impl DaemonArgs {
     /// What a daemon runs with that is told nothing, whatever the environment holds.
-    ///
-    /// # Panics
-    /// Never: each flag has a default.
     #[must_use]
     pub fn defaults() -> Self {
-        let command = Self::augment_args(clap::Command::new("defaults"))
-            .no_binary_name(true)
-            .mut_args(|arg| arg.env(None::<&str>));
-        let matches = command
-            .try_get_matches_from([""; 0])
-            .expect("each flag has a default");
-        Self::from_arg_matches(&matches).expect("each flag has a default")
+        defaults()
+    }
+}
+
+fn defaults<T: Args>() -> T {
+    let command = T::augment_args(clap::Command::new("defaults"))
+        .no_binary_name(true)
+        .mut_args(|arg| arg.env(None::<&str>));
+    let matches = command
+        .try_get_matches_from([""; 0])
+        .expect("each flag has a default, or is none by default");
+    T::from_arg_matches(&matches).expect("defaults are valid")
+}
+
+/// The read API, and where it reads.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Read API")]
+pub struct ApiArgs {
+    /// Address for the read API
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_HTTP_LISTEN",
+        default_value = "127.0.0.1:8081",
+        value_name = "ADDR"
+    )]
+    pub http_listen: SocketAddr,
+    /// What every path of the read API begins with
+    #[arg(long, env = "PATH_PREFIX", default_value = "", hide_default_value = true, value_parser = path_prefix)]
+    pub path_prefix: String,
+    /// Version of the metadata service to report; clients page from 2.6.1 on
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_SERVICE_VERSION",
+        default_value = "2.6.1",
+        value_name = "VERSION"
+    )]
+    pub service_version: HeaderValue,
+    /// Host to read from, in place of the database's own; all else stays the same
+    #[arg(long, env = "MF_METADATA_DB_READ_REPLICA_HOST", value_name = "HOST")]
+    pub read_replica_host: Option<String>,
+    /// Whether the replica is read from: true or false [default: true where there is one]
+    #[arg(long, env = "USE_SEPARATE_READER_POOL", value_name = "BOOL")]
+    pub use_separate_reader_pool: Option<String>,
+    /// Connections that read at once; the indexer's own are not among them
+    #[arg(long, env = "STATUS_INDEXER_READER_POOL_MAX", default_value_t = 8, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub reader_pool_max: u16,
+    /// Requests that wait for a connection; the next one is answered 503
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_READER_QUEUE_LIMIT",
+        default_value_t = 64,
+        value_name = "N"
+    )]
+    pub reader_queue_limit: u16,
+    /// Seconds that a read may take on the server
+    #[arg(long, env = "STATUS_INDEXER_READER_STATEMENT_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub reader_statement_timeout: u64,
+}
+
+impl ApiArgs {
+    /// What the API runs with when it is told nothing, whatever the environment holds.
+    #[must_use]
+    pub fn defaults() -> Self {
+        defaults()
+    }
+
+    /// The host to read from, where it is another one.
+    ///
+    /// # Errors
+    /// If it cannot be told whether to.
+    pub fn replica(&self) -> anyhow::Result<Option<&str>> {
+        let host = given(self.read_replica_host.as_ref()).map(String::as_str);
+        match given(self.use_separate_reader_pool.as_ref()).map(|text| text.to_lowercase()) {
+            None => Ok(host),
+            Some(text) if text == "1" || text == "true" => Ok(host),
+            Some(text) if text == "0" || text == "false" => Ok(None),
+            Some(text) => bail!("USE_SEPARATE_READER_POOL is {text:?}: give true or false"),
+        }
+    }
+
+    /// How much is read at once.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            pool_max: self.reader_pool_max.into(),
+            queue: self.reader_queue_limit.into(),
+            statement: Duration::from_secs(self.reader_statement_timeout),
+        }
+    }
+}
+
+/// With a `/` at its beginning and none at its end; none at all is empty.
+fn path_prefix(text: &str) -> Result<String, String> {
+    let name = text.trim_matches('/');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    if name.is_empty() {
+        Ok(String::new())
+    } else if name.bytes().all(plain) {
+        Ok(format!("/{name}"))
+    } else {
+        Err("give a path of letters, digits and `-._~/`".to_owned())
     }
 }
 
@@ -207,10 +302,21 @@ impl DatabaseArgs {
     /// # Errors
     /// If they are malformed or contradict each other; the message says which, and no secret.
     pub fn connector(&self) -> anyhow::Result<Connector> {
+        self.connector_to(None)
+    }
+
+    /// The same, with another host where one is given: a connection string's too.
+    ///
+    /// # Errors
+    /// As [`Self::connector`].
+    pub fn connector_to(&self, host: Option<&str>) -> anyhow::Result<Connector> {
         let (mut config, tls) = match self.dsn()? {
             Some(dsn) => from_dsn(dsn.expose_secret())?,
             None => self.parts()?,
         };
+        if let Some(host) = host {
+            config = moved(&config, host);
+        }
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(self.timeout()?);
         }
@@ -275,6 +381,39 @@ impl DatabaseArgs {
     }
 }
 
+/// The same parameters for another host. Which of several hosts to take, and in what state, was
+/// meant for the others.
+fn moved(config: &tokio_postgres::Config, host: &str) -> tokio_postgres::Config {
+    let mut moved = tokio_postgres::Config::new();
+    moved
+        .host(host)
+        .port(config.get_ports().first().copied().unwrap_or(5432))
+        .channel_binding(config.get_channel_binding())
+        .ssl_negotiation(config.get_ssl_negotiation());
+    if let Some(user) = config.get_user() {
+        moved.user(user);
+    }
+    if let Some(password) = config.get_password() {
+        moved.password(password);
+    }
+    if let Some(name) = config.get_dbname() {
+        moved.dbname(name);
+    }
+    if let Some(options) = config.get_options() {
+        moved.options(options);
+    }
+    if let Some(name) = config.get_application_name() {
+        moved.application_name(name);
+    }
+    if let Some(limit) = config.get_connect_timeout() {
+        moved.connect_timeout(*limit);
+    }
+    if let Some(limit) = config.get_tcp_user_timeout() {
+        moved.tcp_user_timeout(*limit);
+    }
+    moved
+}
+
 fn from_dsn(dsn: &str) -> anyhow::Result<(tokio_postgres::Config, TlsParams)> {
     let (rest, tls) = split_tls(dsn)?;
     // The driver's message may quote a part of the string, so it is not passed on.
@@ -327,6 +466,34 @@ mod tests {
             parse(&["--db-host", "a", "--database-url", "postgres://u@b:7/d"]).expect("valid");
         assert_eq!(config.get_hosts(), [Host::Tcp("b".into())]);
         assert_eq!(config.get_ports(), [7]);
+    }
+
+    #[test]
+    fn a_replica_has_all_but_the_host_of_the_database() {
+        let config =
+            from_dsn("postgres://u:p@a:7,b:8/d?target_session_attrs=read-write&options=-cx%3Dy")
+                .expect("valid")
+                .0;
+        let moved = moved(&config, "replica");
+        assert_eq!(moved.get_hosts(), [Host::Tcp("replica".into())]);
+        assert_eq!(moved.get_ports(), [7]);
+        assert_eq!(moved.get_user(), Some("u"));
+        assert_eq!(moved.get_password(), Some(&b"p"[..]));
+        assert_eq!(moved.get_dbname(), Some("d"));
+        assert_eq!(moved.get_options(), Some("-cx=y"));
+        assert_eq!(
+            moved.get_target_session_attrs(),
+            tokio_postgres::config::TargetSessionAttrs::Any
+        );
+    }
+
+    #[test]
+    fn a_path_prefix_is_a_path() {
+        for (text, prefix) in [("", ""), ("/", ""), ("/a/", "/a"), ("a/b-c", "/a/b-c")] {
+            assert_eq!(path_prefix(text).as_deref(), Ok(prefix));
+        }
+        assert!(path_prefix("/a b").is_err());
+        assert!(path_prefix("/{x}").is_err());
     }
 
     #[test]

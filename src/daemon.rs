@@ -3,6 +3,7 @@
 //! A stage that ends early, by a panic or otherwise, stops the daemon with an error: a daemon that
 //! half works looks healthy and is not. The database going away stops nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -10,8 +11,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::{Api, Reader};
 use crate::backoff::Backoff;
-use crate::config::DaemonArgs;
+use crate::config::{ApiArgs, DaemonArgs};
 use crate::error::{Error, Remedy, chain, remedy_of};
 use crate::http;
 use crate::listener::Listener;
@@ -40,12 +42,25 @@ const START_GRACE: Duration = Duration::from_secs(2);
 pub struct Daemon {
     /// The way to the database.
     pub connector: Connector,
+    /// The way to where the API reads: the same database, or a replica of it.
+    pub reader: Connector,
     /// Limits and addresses.
     pub args: DaemonArgs,
+    /// The same, of the read API.
+    pub api: ApiArgs,
     /// The cutoff that it puts in force when it leads, seconds.
     pub cutoff_secs: i64,
     /// Migrate first.
     pub migrate: Option<migrate::Options>,
+}
+
+/// Addresses that are bound, and not served yet.
+#[derive(Debug)]
+pub struct Addresses {
+    /// For operators.
+    pub metrics: http::Bound,
+    /// For readers.
+    pub api: http::Bound,
 }
 
 /// How a stage ended, by its name.
@@ -64,31 +79,37 @@ impl Daemon {
     /// # Errors
     /// If it cannot start, a stage ends early, or the stages do not stop within the deadline.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let bound = http::bind(self.args.metrics_listen).await?;
-        self.run_on(bound, Metrics::new(), stop).await
+        let addresses = Addresses {
+            metrics: http::bind(self.args.metrics_listen).await?,
+            api: http::bind(self.api.http_listen).await?,
+        };
+        self.run_on(addresses, Metrics::new(), stop).await
     }
 
-    /// The same, on a listener that the caller has bound and metrics that the caller reads.
+    /// The same, on addresses that the caller has bound and metrics that the caller reads.
     ///
     /// # Errors
     /// As [`Self::run`].
     pub async fn run_on(
         self,
-        bound: http::Bound,
+        addresses: Addresses,
         metrics: Metrics,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         metrics.watch_process();
         tracing::info!(
-            metrics.addr = %bound.addr,
+            metrics.addr = %addresses.metrics.addr,
+            http.addr = %addresses.api.addr,
             version = env!("CARGO_PKG_VERSION"),
             "status-indexer"
         );
         let mut stages = JoinSet::new();
         {
             let (metrics, stop) = (metrics.clone(), stop.clone());
+            let bound = addresses.metrics;
             stages.spawn(async move { ("http", http::serve_metrics(bound, metrics, stop).await) });
         }
+        let api = self.spawn_api(&mut stages, addresses.api, &metrics, &stop);
         let started = tokio::select! {
             started = self.start(&stop) => started?,
             early = early_end(&mut stages, &stop) => return Err(early),
@@ -96,8 +117,38 @@ impl Daemon {
         let Some(start) = started else {
             return Ok(());
         };
+        api.open(Reader::new(
+            &self.reader,
+            start.mode,
+            self.api.limits(),
+            &start.state.runs_table,
+            metrics.clone(),
+        ));
         self.spawn_stages(&mut stages, &start, &metrics, &stop);
         self.supervise(stages, &stop).await
+    }
+
+    /// Serves the API from the start: until there is a reader, what it says is that there is none.
+    fn spawn_api(
+        &self,
+        stages: &mut JoinSet<Ended>,
+        bound: http::Bound,
+        metrics: &Metrics,
+        stop: &CancellationToken,
+    ) -> Arc<Api> {
+        let api = Api::new(
+            self.api.path_prefix.clone(),
+            self.api.service_version.clone(),
+            metrics.clone(),
+            stop.clone(),
+        );
+        let (served, stop) = (Arc::clone(&api), stop.clone());
+        stages.spawn(async move {
+            let outcome = http::serve(bound, served.routes(), stop).await;
+            served.close();
+            ("api", outcome)
+        });
+        api
     }
 
     /// Waits for the database, migrates if told to, and learns what it must know. None when

@@ -23,6 +23,7 @@ use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::daemon::Addresses;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::pg::{Db, SessionMode};
@@ -127,12 +128,15 @@ pub async fn run(args: DemoArgs, stop: CancellationToken) -> anyhow::Result<u8> 
     }
 
     let metrics = Metrics::new();
-    let bound = http::bind(([127, 0, 0, 1], 0).into()).await?;
-    let address = bound.addr;
-    let daemon = site.daemon(address)?;
-    let daemon = Actor::enter(|stop| daemon.run_on(bound, metrics.clone(), stop));
+    let addresses = Addresses {
+        metrics: http::bind(([127, 0, 0, 1], 0).into()).await?,
+        api: http::bind(([127, 0, 0, 1], 0).into()).await?,
+    };
+    let (address, api) = (addresses.metrics.addr, addresses.api.addr);
+    let daemon = site.daemon(address, api)?;
+    let daemon = Actor::enter(|stop| daemon.run_on(addresses, metrics.clone(), stop));
     let watching = Db::new(&site.connector()?, SessionMode::Session, 2, Metrics::new());
-    say(&site.introduction(address, seed, args.rate).await?)?;
+    say(&site.introduction(address, api, seed, args.rate).await?)?;
     let mut stage = Stage {
         course: Course {
             seed,

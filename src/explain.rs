@@ -9,7 +9,8 @@ use crate::error::Error;
 use crate::pg::name_of;
 use crate::status::{Reason, Status};
 
-const EXPLAIN: &str = "\
+/// One row of one value: the explanation, or null.
+pub(crate) const EXPLAIN: &str = "\
 -- explain.run
 select status_indexer.explain($1, $2)";
 

@@ -1,7 +1,8 @@
-//! HTTP for operators: `/metrics`, `/healthz`, `/readyz` and a page at `/` for people, on a listener
-//! of its own.
+//! The two listeners: one for operators (`/metrics`, `/healthz`, `/readyz`, and a page at `/` for
+//! people), one for readers (the [`crate::api`]).
 //!
-//! Answers from memory alone, so that a database that is away never holds up a probe.
+//! What operators ask is answered from memory alone, so that a database that is away never holds
+//! up a probe. Promises that a client that does not take its answer never holds up a shutdown.
 
 mod health;
 mod page;
@@ -16,6 +17,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -61,7 +63,22 @@ pub async fn serve_metrics(
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .with_state(metrics);
-    let serving = axum::serve(bound.listener, routes)
+    serve(bound, routes, stop).await
+}
+
+/// Serves any routes until `stop`.
+///
+/// # Errors
+/// If accepting connections fails for good.
+pub async fn serve(bound: Bound, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
+    // An answer is often two small writes, and the second must not wait for the client's
+    // acknowledgement of the first.
+    let listener = bound.listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(error = %error, "a connection is gone before it was served");
+        }
+    });
+    let serving = axum::serve(listener, routes)
         .with_graceful_shutdown(stop.clone().cancelled_owned())
         .into_future();
     let overdue = async {
@@ -69,8 +86,8 @@ pub async fn serve_metrics(
         tokio::time::sleep(LAST_WORDS).await;
     };
     tokio::select! {
-        served = serving => served.context("the metrics listener failed"),
-        // Somebody has connected and not finished asking.
+        served = serving => served.context("a listener failed"),
+        // Somebody has connected and not finished asking, or does not take the answer.
         () = overdue => Ok(()),
     }
 }

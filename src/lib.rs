@@ -12,10 +12,10 @@
 //! 5. The [`sweeper`] does the same for the runs that time alone has changed, and the
 //!    [`reconciler`] for all runs, by the [`walk`], whatever happened to their events.
 //!
-//! The [`daemon`] runs these stages; [`migrate`] installs what they need; [`backfill`] makes
-//! the first walk at full speed and [`verify`] one that changes nothing; [`explain`] tells why one
-//! run has its status; [`demo`] shows all of it on a database of its own. Beneath them lie [`pg`]
-//! (the way to the database), [`error`], [`backoff`] and [`status`].
+//! Readers ask the [`api`]. The [`daemon`] runs these stages; [`migrate`] installs what they need;
+//! [`backfill`] makes the first walk at full speed and [`verify`] one that changes nothing;
+//! [`explain`] tells why one run has its status; [`demo`] shows all of it on a database of its own.
+//! Beneath them lie [`pg`] (the way to the database), [`error`], [`backoff`] and [`status`].
 
 pub mod status;
 
@@ -35,6 +35,7 @@ pub mod sweeper;
 pub mod walk;
 pub mod worker;
 
+pub mod api;
 pub mod backfill;
 pub mod explain;
 pub mod http;

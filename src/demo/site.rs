@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::postgres::{Options, Postgres};
 use super::view::legend;
-use crate::config::DaemonArgs;
+use crate::config::{ApiArgs, DaemonArgs};
 use crate::daemon::Daemon;
 use crate::explain::explain;
 use crate::migrate::{self, TableNames};
@@ -91,10 +91,19 @@ impl Site {
         migrate::up(&self.connector()?, &self.migration(), &never).await
     }
 
-    /// The daemon for this database, to be run on a listener that is bound already.
-    pub(super) fn daemon(&self, metrics_listen: SocketAddr) -> Result<Daemon> {
+    /// The daemon for this database, to be run on listeners that are bound already.
+    pub(super) fn daemon(
+        &self,
+        metrics_listen: SocketAddr,
+        http_listen: SocketAddr,
+    ) -> Result<Daemon> {
         Ok(Daemon {
             connector: self.connector()?,
+            reader: self.connector()?,
+            api: ApiArgs {
+                http_listen,
+                ..ApiArgs::defaults()
+            },
             args: DaemonArgs {
                 metrics_listen,
                 reconcile_interval: RECONCILE_SECS,
@@ -114,6 +123,7 @@ impl Site {
     pub(super) async fn introduction(
         &self,
         http: SocketAddr,
+        api: SocketAddr,
         seed: u64,
         rate: u32,
     ) -> Result<String> {
@@ -132,6 +142,7 @@ impl Site {
 PostgreSQL   {url}
 status page  http://{http}/
 metrics      http://{http}/metrics
+read API     http://{api}/openapi.json
 traffic      {rate} new runs a second, heartbeats every second, cutoff {cutoff} s, seed {seed}
 
 Try in another terminal:
@@ -139,6 +150,7 @@ Try in another terminal:
     -c 'select run_status, count(*) from runs_v3 group by 1'
   {own} explain {flow} {run} --cutoff {cutoff} \\
     --database-url {url}
+  {fetch} 'http://{api}/flows/{flow}/runs?status=failed&_limit=2'
   {fetch} http://{http}/metrics \\
     | grep -E 'transitions_total|lag_seconds_(sum|count)'
 

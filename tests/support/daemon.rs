@@ -33,6 +33,7 @@ const FOREIGN_NAMES: &[&str] = &[
     "DATABASE_URL",
     "DB_SCHEMA_NAME",
     "RUN_INACTIVE_CUTOFF_TIME",
+    "USE_SEPARATE_READER_POOL",
     "PATH_PREFIX",
     "RUST_LOG",
 ];
@@ -55,6 +56,7 @@ impl Launch {
             args: args.map(str::to_owned).to_vec(),
             env: HashMap::new(),
         }
+        .env("STATUS_INDEXER_HTTP_LISTEN", "127.0.0.1:0")
         .env("DATABASE_URL", database.url())
     }
 
@@ -159,6 +161,19 @@ impl Daemon {
             })
             .await;
         let text = line["metrics.addr"]
+            .as_str()
+            .expect("the address is logged as text");
+        text.parse().expect("the address is one")
+    }
+
+    /// The address of the read API, once it listens.
+    pub(crate) async fn api(&self) -> SocketAddr {
+        let line = self
+            .logged("the address of the read API", |line| {
+                line.get("http.addr").is_some()
+            })
+            .await;
+        let text = line["http.addr"]
             .as_str()
             .expect("the address is logged as text");
         text.parse().expect("the address is one")
