@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod explain;
 mod faults;
+mod api;
 mod harness;
 mod migrate;
 mod nginx;
