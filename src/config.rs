@@ -431,7 +431,7 @@ fn from_dsn(dsn: &str) -> anyhow::Result<(tokio_postgres::Config, TlsParams)> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{FromArgMatches as _, Parser};
     use tokio_postgres::config::Host;
 
     use super::*;

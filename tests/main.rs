@@ -4,13 +4,13 @@ mod support;
 
 mod model;
 
+mod api;
 mod cli;
 mod definition;
 mod demo;
 mod docs;
 mod explain;
 mod faults;
-mod api;
 mod harness;
 mod migrate;
 mod nginx;

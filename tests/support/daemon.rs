@@ -56,7 +56,6 @@ impl Launch {
             args: args.map(str::to_owned).to_vec(),
             env: HashMap::new(),
         }
-        .env("STATUS_INDEXER_HTTP_LISTEN", "127.0.0.1:0")
         .env("DATABASE_URL", database.url())
     }
 
@@ -83,12 +82,21 @@ impl Launch {
         self
     }
 
+    /// Daemons have readers' ports of their own, whatever arguments the test gives them.
+    fn command(&self) -> Command {
+        let mut command = program();
+        let daemon = self.args.first().is_some_and(|arg| arg == "run");
+        if daemon && !self.args.iter().any(|arg| arg == "--help") {
+            command.env("STATUS_INDEXER_HTTP_LISTEN", "127.0.0.1:0");
+        }
+        command.args(&self.args).envs(&self.env);
+        command
+    }
+
     /// Starts the process and returns at once: it may not even listen yet.
     pub(crate) fn spawn(self) -> Daemon {
-        let mut command = program();
+        let mut command = self.command();
         command
-            .args(&self.args)
-            .envs(&self.env)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -126,8 +134,8 @@ impl Launch {
 
     /// Runs a command to its end and returns what it said: for `migrate`, `explain` and the like.
     pub(crate) async fn output(self) -> std::process::Output {
-        let mut command = program();
-        command.args(&self.args).envs(&self.env).kill_on_drop(true);
+        let mut command = self.command();
+        command.kill_on_drop(true);
         within(PATIENCE * 3, "the command ends", command.output())
             .await
             .expect("the binary was built with the tests")
