@@ -283,7 +283,7 @@ async fn a_wait_fails_at_once_when_the_daemon_dies() {
 async fn a_frozen_daemon_answers_after_the_thaw() {
     let database = Database::fresh().await;
     let daemon = Launch::on(&database).start().await;
-    daemon.freeze();
+    daemon.freeze().await;
     assert!(
         timeout(Duration::from_millis(200), daemon.get("/healthz"))
             .await

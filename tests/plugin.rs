@@ -350,7 +350,7 @@ async fn the_joins_are_back_when_the_column_is_in_doubt_and_gone_when_it_is_not(
         ),
     ];
     // Nobody else writes the state meanwhile.
-    site.daemon.freeze();
+    site.daemon.freeze().await;
     for (doubt, relief, text) in doubts {
         site.sql(doubt).await;
         site.service.says(text).await;
@@ -418,7 +418,7 @@ async fn a_run_that_retries_for_ever_is_no_doubt() {
     })
     .await;
     // Several looks go by, as the queue's doubt shows when it comes.
-    site.daemon.freeze();
+    site.daemon.freeze().await;
     site.sql("insert into status_indexer.queue (flow_id, run_number, enqueued_at) values ('F', 1, now() - interval '2 min')").await;
     site.service.says("is `status-indexer run` running?").await;
     site.daemon.thaw();

@@ -213,7 +213,7 @@ async fn a_pass_that_froze_cannot_bless_a_column_made_after_it() {
         row.get::<_, bool>(0)
     })
     .await;
-    frozen.freeze();
+    frozen.freeze().await;
     assert_eq!(command(&database, &["migrate", "down"]).await.0, Some(0));
     assert_eq!(command(&database, &["migrate", "up"]).await.0, Some(0));
     // From here on somebody believes the column if, and only if, a whole pass was made over it.

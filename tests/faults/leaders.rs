@@ -89,7 +89,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
         drain_is_stuck(&watcher, "first").await
     })
     .await;
-    first.freeze();
+    first.freeze().await;
     let start = Instant::now();
     run(&holder, "commit").await;
     eventually_eq(

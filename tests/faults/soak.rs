@@ -45,7 +45,7 @@ async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
             daemons[victim] = launch(&database).spawn();
             kills += 1;
         } else {
-            daemons[victim].freeze();
+            daemons[victim].freeze().await;
             let length = random.random_range(20..500);
             eventually(Duration::from_secs(30), "it stays frozen", async || {
                 traffic.written() > before + pause + length

@@ -237,8 +237,13 @@ impl Daemon {
     }
 
     /// Stops it in its tracks: it lives, holds what it holds, and does nothing.
-    pub(crate) fn freeze(&self) {
+    pub(crate) async fn freeze(&self) {
         self.process.signal(Signal::SIGSTOP);
+        // A thread that runs on another processor goes on until it hears of it.
+        eventually(PATIENCE, "all threads stand still", async || {
+            stands_still(self.process.pid)
+        })
+        .await;
     }
 
     /// Lets it go on.
@@ -365,6 +370,18 @@ fn watched() -> Vec<Arc<Process>> {
     WATCHED.with_borrow_mut(|watched| {
         watched.retain(|process| process.strong_count() > 0);
         watched.iter().filter_map(Weak::upgrade).collect()
+    })
+}
+
+/// Whether every thread of the process is stopped, where the system tells.
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.filter_map(Result::ok).all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        state.is_empty() || state.starts_with('T')
     })
 }
 
