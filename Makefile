@@ -31,7 +31,18 @@ bench: ## All benchmarks, a quarter of an hour; one of them: make bench-latency,
 	@.ci/setup test
 	$(CARGO) bench --locked --bench bench -- all $(BENCH)
 
-bench-%:
+bench-latency: .bench-latency
+bench-drain: .bench-drain
+bench-sweep: .bench-sweep
+bench-writers: .bench-writers
+bench-fat-run: .bench-fat-run
+bench-idle: .bench-idle
+bench-backfill: .bench-backfill
+bench-verify: .bench-verify
+bench-reconciler: .bench-reconciler
+bench-pages: .bench-pages
+
+.bench-%:
 	@.ci/setup test
 	$(CARGO) bench --locked --bench bench -- $* $(BENCH)
 

@@ -196,6 +196,9 @@ impl Reader {
         tracing::debug!(error = chain(&error), "a read is tried again");
         if error.remedy() == Remedy::Migrate {
             self.reload(patience).await;
+        } else {
+            // What ended one connection has probably ended the others that lie idle.
+            self.pool.retain(|_, _| false);
         }
         match self.attempt(patience, &build(&self.table())).await {
             Ok(rows) => Ok(self.well(rows)),
