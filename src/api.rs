@@ -1,8 +1,8 @@
 //! The read API: the metadata service's own endpoint for runs, answered from the column.
 //!
 //! Owns the routes, their limits and their errors. Promises upstream's answers in upstream's form
-//! ([`filter`] and [`cursor`] read what upstream reads), values that reach the database only as
-//! parameters ([`statement`]), and reads that never get in the way of the indexer ([`reader`] has
+//! (`filter` and `cursor` read what upstream reads), values that reach the database only as
+//! parameters (`statement`), and reads that never get in the way of the indexer (`reader` has
 //! connections of its own). Served by [`crate::http`]; never writes.
 
 mod cursor;
