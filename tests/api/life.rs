@@ -112,6 +112,9 @@ async fn a_client_that_goes_away_takes_its_statement_with_it() {
             drop(client);
             eventually_eq(SOON, "it is cancelled", 0, async || site.blocked().await).await;
         }
+        // Not by its own time limit, which would end it too.
+        let cancelled = site.logged("canceling statement due to user request").await;
+        assert_eq!(cancelled, paths.len());
         unlock(&blocker).await;
         for path in paths {
             assert_eq!(site.get(path).await.code, 200, "{path}");

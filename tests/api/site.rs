@@ -178,14 +178,19 @@ impl Site {
 
     /// How many statements were parsed since: under a name, and without one.
     pub(super) async fn parses(&self) -> (usize, usize) {
+        (
+            self.logged("  parse s").await,
+            self.logged("  parse <unnamed>").await,
+        )
+    }
+
+    /// How many lines of the server's log about this database hold the text.
+    pub(super) async fn logged(&self, text: &str) -> usize {
         let log = shared().await.log_tail(usize::MAX);
         let place = format!("] {} ", self.database.name());
-        let count = |wanted: &str| {
-            log.lines()
-                .filter(|line| line.contains(&place) && line.contains(wanted))
-                .count()
-        };
-        (count("  parse s"), count("  parse <unnamed>"))
+        log.lines()
+            .filter(|line| line.contains(&place) && line.contains(text))
+            .count()
     }
 
     /// Locks the runs' table until told to let go, on a session of its own: within a transaction,
