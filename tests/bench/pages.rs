@@ -139,9 +139,8 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     daemon.terminate().await;
     let client = database.client().await;
     client.batch_execute(ALL_DONE).await?;
-    client
-        .batch_execute("vacuum analyze runs_v3; set jit = off")
-        .await?;
+    client.batch_execute("vacuum analyze runs_v3").await?;
+    client.batch_execute("set jit = off").await?;
     let middle: (i64, i32) = {
         let row = client
             .query_one(
