@@ -5,11 +5,8 @@
 CARGO ?= cargo
 # Seconds that the demo runs; unset: until Ctrl-C on a terminal, else as long as the demo itself says.
 DURATION ?=
-# Options of the benches, such as --runs 100000; `make bench BENCH=--help` lists them.
-BENCH ?=
-BENCHES := latency drain sweep writers fat-run idle reconciler pages verify backfill
 
-.PHONY: help demo test bench $(BENCHES:%=bench-%) lint setup bench
+.PHONY: help demo test lint setup bench
 
 # What a benchmark is told beside its name: make bench-latency BENCH='--seconds 60'
 BENCH ?=
@@ -24,15 +21,6 @@ demo: ## Everything at work on a private PostgreSQL: make demo [DURATION=20]
 test: ## All tests, on private PostgreSQL servers
 	@.ci/setup test
 	$(CARGO) test --locked
-
-bench: ## What must be reached, measured, in some 20 minutes: make bench [BENCH="--runs 100000"]
-	@.ci/setup
-	$(CARGO) bench --locked --bench bench -- all $(BENCH)
-
-# One alone: make bench-latency, bench-drain, ...
-$(BENCHES:%=bench-%): bench-%:
-	@.ci/setup
-	$(CARGO) bench --locked --bench bench -- $* $(BENCH)
 
 lint: ## Format, lints and documentation, with warnings as errors
 	$(CARGO) fmt --check
