@@ -13,7 +13,7 @@ use tokio_postgres::types::Type;
 
 use crate::dataset::running_runs;
 use crate::latency::now_ms;
-use crate::report::{Report, Target, median};
+use crate::report::{Durations, Report, Target, median};
 use crate::site::{LONG_CUTOFF_SECS, Site, cost, forget_costs};
 use crate::support::daemon::Launch;
 use crate::support::database::Database;
@@ -71,6 +71,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     let mut by_daemon = Vec::new();
     let mut by_loop = Vec::new();
     let mut longest: f64 = 0.0;
+    let mut calls = Durations::new();
     let mut shares = Vec::new();
     for round in 0..settings.rounds {
         backlog
@@ -87,7 +88,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
         backlog
             .write(if round % 2 == 0 { "False" } else { "True" })
             .await?;
-        backlog.drained_by_loop(100).await?;
+        calls = backlog.drained_by_loop(100).await?;
         by_loop.push(backlog.pace().await?);
     }
     report.figure(
@@ -97,6 +98,10 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
         Target::AtLeast(8000.0),
     );
     report.record("bare calls, batches of 100", median(&by_loop), "events/s");
+    for (what, quantile) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+        let what = format!("  how long one took, {what}");
+        report.record(&what, calls.quantile_ms(quantile), "ms");
+    }
     report.record(
         "daemon / bare calls",
         median(&by_daemon) / median(&by_loop),
@@ -179,9 +184,12 @@ impl Backlog {
         Ok(shares)
     }
 
-    async fn drained_by_loop(&self, batch: i32) -> Result<()> {
+    /// Returns how long the calls took.
+    async fn drained_by_loop(&self, batch: i32) -> Result<Durations> {
         self.client.batch_execute(LIKE_THE_DAEMON).await?;
+        let mut calls = Durations::new();
         loop {
+            let start = Instant::now();
             let rows = self
                 .client
                 .query_typed(DRAIN, &[(&batch, Type::INT4)])
@@ -189,9 +197,10 @@ impl Backlog {
             if rows.first().is_none_or(|row| row.get::<_, i32>(0) == 0) {
                 break;
             }
+            calls.record(start.elapsed());
         }
         self.client.batch_execute("reset all").await?;
-        Ok(())
+        Ok(calls)
     }
 
     /// Events a second from the first commit to the last; the first batch's time is not in it.

@@ -12,6 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod api;
 mod backfill;
 mod baseline;
 mod dataset;
@@ -87,6 +88,9 @@ struct Settings {
     /// Statements to run on the installed database, to see what a change of it does
     #[arg(long, value_name = "SQL")]
     tune: Option<String>,
+    /// Starts a copy of the metadata service, to be measured beside the read API
+    #[arg(long, value_name = "COMMAND")]
+    upstream: Option<String>,
     /// Keep the server at the end, for a look, until Ctrl-C
     #[arg(long)]
     hold: bool,
@@ -110,8 +114,10 @@ enum Name {
     Idle,
     /// The steady walk over all runs
     Reconciler,
-    /// Reading by status
+    /// Reading by status, the statements
     Pages,
+    /// Reading by status, over HTTP
+    Api,
     /// Proving the column
     Verify,
     /// Filling the column
@@ -130,6 +136,7 @@ impl Name {
             Self::Idle => idle::run(site).await,
             Self::Reconciler => reconciler::run(site).await,
             Self::Pages => pages::run(site).await,
+            Self::Api => api::run(site).await,
             Self::Verify => verify::run(site).await,
             Self::Backfill => backfill::run(site).await,
         }

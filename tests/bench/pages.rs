@@ -13,112 +13,119 @@ use crate::report::{Durations, Report, Target};
 use crate::site::Site;
 
 /// A flow as large as a tenth of the big one, all of whose runs have completed.
-const DONE_FLOW: &str = "AllDone";
+pub(crate) const DONE_FLOW: &str = "AllDone";
 
 const CALLS: usize = 400;
 
 const COLUMNS: &str =
     "flow_id, run_number, run_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts";
 
+const ORDER: &str = "order by ts_epoch desc, run_number desc";
+
+/// With evidence, lest somebody mends their statuses; without triggers.
 const ALL_DONE: &str = "\
+set session_replication_role = replica;
 insert into flows_v3 (flow_id, ts_epoch) values ('AllDone', 0);
-insert into runs_v3 (flow_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, run_status)
-select 'AllDone', user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, 'completed'
-  from runs_v3
- where flow_id = 'BigFlow'
-   and run_number % 10 = 0;";
+with done as (
+  insert into runs_v3 (flow_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, run_status)
+  select 'AllDone', user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, 'completed'
+    from runs_v3
+   where flow_id = 'BigFlow'
+     and run_number % 10 = 0
+  returning flow_id, run_number, ts_epoch
+)
+insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, ts_epoch)
+select flow_id, run_number, 'end', 1, 'attempt_ok', 'True', 'internal_attempt_status', ts_epoch
+  from done;
+reset session_replication_role;";
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy)]
-struct Query {
-    what: &'static str,
-    flow: &'static str,
-    statuses: &'static [&'static str],
-    deep: bool,
+pub(crate) struct Query {
+    pub(crate) what: &'static str,
+    pub(crate) flow: &'static str,
+    pub(crate) statuses: &'static [&'static str],
+    pub(crate) deep: bool,
 }
 
-const QUERIES: &[Query] = &[
-    Query {
-        what: "failed, first page",
-        flow: BIG_FLOW,
-        statuses: &["failed"],
-        deep: false,
-    },
-    Query {
-        what: "failed, deep",
-        flow: BIG_FLOW,
-        statuses: &["failed"],
-        deep: true,
-    },
-    Query {
-        what: "running, first page",
-        flow: BIG_FLOW,
-        statuses: &["running"],
-        deep: false,
-    },
-    Query {
-        what: "running, deep",
-        flow: BIG_FLOW,
-        statuses: &["running"],
-        deep: true,
-    },
-    Query {
-        what: "a status that no run has",
-        flow: DONE_FLOW,
-        statuses: &["failed"],
-        deep: false,
-    },
-    Query {
-        what: "two statuses, first page",
-        flow: BIG_FLOW,
-        statuses: &["running", "failed"],
-        deep: false,
-    },
-    Query {
-        what: "two statuses, deep",
-        flow: BIG_FLOW,
-        statuses: &["running", "failed"],
-        deep: true,
-    },
-    Query {
-        what: "three statuses, deep",
-        flow: BIG_FLOW,
-        statuses: &["running", "failed", "completed"],
-        deep: true,
-    },
-    Query {
-        what: "two that no run has",
-        flow: DONE_FLOW,
-        statuses: &["running", "failed"],
-        deep: false,
-    },
-];
-
 impl Query {
+    pub(crate) const ALL: &[Self] = &[
+        Self::new("failed, first page", BIG_FLOW, &["failed"], false),
+        Self::new("failed, deep", BIG_FLOW, &["failed"], true),
+        Self::new("running, first page", BIG_FLOW, &["running"], false),
+        Self::new("running, deep", BIG_FLOW, &["running"], true),
+        Self::new("a status that no run has", DONE_FLOW, &["failed"], false),
+        Self::new(
+            "two statuses, first page",
+            BIG_FLOW,
+            &["running", "failed"],
+            false,
+        ),
+        Self::new("two statuses, deep", BIG_FLOW, &["running", "failed"], true),
+        Self::new(
+            "three statuses, deep",
+            BIG_FLOW,
+            &["running", "completed", "failed"],
+            true,
+        ),
+        Self::new(
+            "two that no run has",
+            DONE_FLOW,
+            &["running", "failed"],
+            false,
+        ),
+    ];
+
+    const fn new(
+        what: &'static str,
+        flow: &'static str,
+        statuses: &'static [&'static str],
+        deep: bool,
+    ) -> Self {
+        Self {
+            what,
+            flow,
+            statuses,
+            deep,
+        }
+    }
+
     /// One ordered range a status, merged; the cursor where the page is deep.
     fn sql(&self) -> String {
         let cursor = if self.deep {
-            "and (ts_epoch, run_number) < ($2::bigint, $3::int)"
+            " and (ts_epoch, run_number) < ($2::bigint, $3::int)"
         } else {
             ""
         };
-        match self.statuses {
-            [] => format!(
-                "select {COLUMNS} from runs_v3 where flow_id = $1 {cursor} \
-                 order by ts_epoch desc, run_number desc limit 50"
-            ),
-            [status] => format!(
-                "select {COLUMNS} from runs_v3 where flow_id = $1 and run_status = '{status}' {cursor} \
-                 order by ts_epoch desc, run_number desc limit 50"
-            ),
+        let range = |condition: &str| {
+            format!(
+                "select {COLUMNS} from runs_v3 where flow_id = $1{condition}{cursor} {ORDER} limit 50"
+            )
+        };
+        let ranges: Vec<String> = self
+            .statuses
+            .iter()
+            .map(|status| range(&format!(" and run_status = '{status}'")))
+            .collect();
+        match &ranges[..] {
+            [] => range(""),
+            [one] => one.clone(),
             several => format!(
-                "select p.* from unnest('{{{}}}'::text[]) s (status) cross join lateral (\
-                 select {COLUMNS} from runs_v3 where flow_id = $1 and run_status = s.status {cursor} \
-                 order by ts_epoch desc, run_number desc limit 50) p \
-                 order by ts_epoch desc, run_number desc limit 50",
-                several.join(",")
+                "select * from (({})) m {ORDER} limit 50",
+                several.join(") union all (")
             ),
         }
+    }
+
+    /// The same with its values in place, which `pgbench` makes parameters of.
+    pub(crate) fn with_values(&self, middle: (i64, i32)) -> String {
+        let set = format!("\\set ts {}\n\\set number {}\n", middle.0, middle.1);
+        let sql = self
+            .sql()
+            .replace("$1", &format!("'{}'", self.flow))
+            .replace("$2", ":ts")
+            .replace("$3", ":number");
+        format!("{set}{sql}")
     }
 
     fn limit(&self) -> f64 {
@@ -138,21 +145,10 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     let (database, daemon) = site.indexed_dataset().await?;
     daemon.terminate().await;
     let client = database.client().await;
-    client.batch_execute(ALL_DONE).await?;
-    client
-        .batch_execute("vacuum analyze runs_v3; set jit = off")
-        .await?;
-    let middle: (i64, i32) = {
-        let row = client
-            .query_one(
-                "select ts_epoch, run_number from runs_v3 where flow_id = $1 and run_number >= $2 \
-                 order by run_number limit 1",
-                &[&BIG_FLOW, &i32::try_from(settings.runs * 6 / 10)?],
-            )
-            .await?;
-        (row.get(0), row.get(1))
-    };
-    for &query in QUERIES {
+    add_done_flow(&client).await?;
+    client.batch_execute("set jit = off").await?;
+    let middle = middle(&client, settings.runs).await?;
+    for &query in Query::ALL {
         let floor = Query {
             statuses: &[],
             flow: BIG_FLOW,
@@ -183,6 +179,32 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
         );
     }
     Ok(report)
+}
+
+/// Adds the flow that has completed runs alone, unless it is there.
+pub(crate) async fn add_done_flow(client: &Client) -> Result<()> {
+    let known = client
+        .query_opt("select from flows_v3 where flow_id = $1", &[&DONE_FLOW])
+        .await?;
+    if known.is_none() {
+        client.batch_execute(ALL_DONE).await?;
+        client.batch_execute("vacuum analyze runs_v3").await?;
+    }
+    Ok(())
+}
+
+/// A place in the midst of the big flow, to go on from.
+pub(crate) async fn middle(client: &Client, runs: i64) -> Result<(i64, i32)> {
+    const MIDDLE: &str = "\
+select ts_epoch, run_number
+  from runs_v3
+ where flow_id = $1
+   and run_number >= $2
+ order by run_number
+ limit 1";
+    let number = i32::try_from(runs * 6 / 10)?;
+    let row = client.query_one(MIDDLE, &[&BIG_FLOW, &number]).await?;
+    Ok((row.get(0), row.get(1)))
 }
 
 async fn time(
