@@ -41,6 +41,7 @@ bench-backfill: .bench-backfill
 bench-verify: .bench-verify
 bench-reconciler: .bench-reconciler
 bench-pages: .bench-pages
+bench-api: .bench-api
 
 .bench-%:
 	@.ci/setup test
