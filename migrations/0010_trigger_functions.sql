@@ -35,7 +35,7 @@ exception when others then
 end
 $$;
 
--- For row triggers on both tables: both have a flow_id and a run_number.
+-- For row triggers on runs.
 create function status_indexer.enqueue_row() returns trigger
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -46,27 +46,15 @@ begin
 end
 $$;
 
--- For heartbeats, the hottest write there is: tells those that can change a status, of a run that
--- comes back to life, that jump, or that run ahead of the clock, from those of healthy runs, which
--- emit nothing. It does so here and not in the trigger's `when`, which the server reads and plans
--- anew for every statement. Nothing in it can raise: float8 neither overflows nor runs out of range.
--- No search path is set, which would cost as much as all the rest; every name carries its schema.
-create function status_indexer.heartbeat() returns trigger
+-- For the end step's metadata rows, of which two of a dozen can change a status. No search path is
+-- set, which would cost the others as much as all the rest; every name carries its schema.
+create function status_indexer.enqueue_evidence() returns trigger
 language plpgsql volatile security definer
 as $$
 begin
-  if new.run_status operator(pg_catalog.<>) 'failed'
-     and new.last_heartbeat_ts::pg_catalog.float8 operator(pg_catalog.-) old.last_heartbeat_ts::pg_catalog.float8
-           operator(pg_catalog.>=) 0::pg_catalog.float8
-     and new.last_heartbeat_ts::pg_catalog.float8 operator(pg_catalog.-) old.last_heartbeat_ts::pg_catalog.float8
-           operator(pg_catalog.<=) 60::pg_catalog.float8
-     and new.last_heartbeat_ts::pg_catalog.float8
-           operator(pg_catalog.-) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
-           operator(pg_catalog.<=) 5::pg_catalog.float8
-  then
-    return null;
+  if new.field_name operator(pg_catalog.=) 'attempt_ok' or new.field_name operator(pg_catalog.=) 'attempt' then
+    perform status_indexer.enqueue(new.flow_id, new.run_number);
   end if;
-  perform status_indexer.enqueue(new.flow_id, new.run_number);
   return null;
 end
 $$;
@@ -108,7 +96,7 @@ end
 $$;
 
 revoke execute on function status_indexer.enqueue(text, bigint) from public;
-revoke execute on function status_indexer.heartbeat() from public;
+revoke execute on function status_indexer.enqueue_evidence() from public;
 revoke execute on function status_indexer.enqueue_row() from public;
 revoke execute on function status_indexer.enqueue_changed() from public;
 

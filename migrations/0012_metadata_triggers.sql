@@ -1,10 +1,11 @@
--- Of a dozen metadata rows a task writes, two of the end step's can change a status. The list is a
--- constant: `in (...)` would be put together anew for each statement.
+-- Of a dozen metadata rows a task writes, two of the end step's can change a status. The `when` is
+-- read and planned anew for every statement that meets it, so it holds the one comparison that most
+-- rows fail; which rows of the end step matter, the function tells.
 create trigger status_indexer_insert
   after insert on {{metadata}}
   for each row
-  when (new.step_name = 'end' and new.field_name = any ('{attempt,attempt_ok}'))
-  execute function status_indexer.enqueue_row();
+  when (new.step_name = 'end')
+  execute function status_indexer.enqueue_evidence();
 
 -- Statement triggers: rows are hardly ever updated or deleted, and then many at once.
 create trigger status_indexer_update

@@ -1,8 +1,9 @@
 //! Turns the clock into work: finds the runs whose heartbeat has gone stale, or come into range.
 //!
 //! Sleeps until the first moment a status can change by time alone, not for an interval. All time
-//! is the database's. Promises that no deadline passes by more than one look, and that looks take
-//! a bounded share of the time; never decides a status itself, `apply` does.
+//! is the database's. Promises that no deadline passes by more than one look, that a heartbeat that
+//! leaps out of range, which no clock writes, is found within [`JUMPS`], and that looks take a
+//! bounded share of the time; never decides a status itself, `apply` does.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -18,8 +19,10 @@ use crate::status::RunKey;
 use crate::store::apply::{BATCH, apply};
 use crate::store::runs::{Due, due};
 
-/// The longest sleep. A cutoff shorter than this shortens it.
-pub const MAX_SLEEP: Duration = Duration::from_secs(30);
+/// How often looks ask for heartbeats that were set back, far ahead or to null: no trigger tells
+/// them from those of healthy runs. The longest sleep, too. A cutoff shorter than this shortens it,
+/// down to a second.
+pub const JUMPS: Duration = Duration::from_secs(10);
 
 /// The shortest time between two looks, so that deadlines close together share one.
 const MIN_SLEEP: Duration = Duration::from_millis(25);
@@ -71,6 +74,7 @@ impl Sweeper {
             };
             // None: a new leader looks at everything that time may have changed.
             let mut since_secs = None;
+            let mut jumps_at = Instant::now();
             while self.lead.still(session) && !stop.is_cancelled() {
                 let start = Instant::now();
                 let news = self.alarm.take();
@@ -79,11 +83,15 @@ impl Sweeper {
                 } else if let (Some(since), Some(deadline)) = (since_secs, news.deadline_secs) {
                     since_secs = Some(deadline.min(since) - 1.0);
                 }
-                let sleep = match self.look(since_secs, &stop).await {
+                let jumps = start >= jumps_at;
+                let sleep = match self.look(since_secs, jumps, &stop).await {
                     Ok(outcome) => {
                         backoff.reset();
                         since_secs = Some(outcome.at_secs - OVERLAP_SECS);
-                        self.sleep_after(&outcome, start)
+                        if jumps {
+                            jumps_at = start + JUMPS.min(self.cutoff.max(Duration::from_secs(1)));
+                        }
+                        self.sleep_after(&outcome, start, jumps_at)
                     }
                     Err(Error::Stopping) => return,
                     Err(error) => {
@@ -112,9 +120,10 @@ impl Sweeper {
     async fn look(
         &self,
         since_secs: Option<f64>,
+        jumps: bool,
         stop: &CancellationToken,
     ) -> Result<Outcome, Error> {
-        let found = due(&self.db, since_secs).await?;
+        let found = due(&self.db, since_secs, jumps).await?;
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         self.metrics
             .runs
@@ -166,15 +175,17 @@ impl Sweeper {
         Ok(applied.next_deadline_secs)
     }
 
-    fn sleep_after(&self, outcome: &Outcome, start: Instant) -> Sleep {
+    fn sleep_after(&self, outcome: &Outcome, start: Instant, jumps_at: Instant) -> Sleep {
         let took = start.elapsed();
         self.metrics
             .sweep_duration_seconds
             .observe(took.as_secs_f64());
         let now_secs = outcome.at_secs + outcome.taken.elapsed().as_secs_f64();
         let at_least = (took * SHARE_PARTS).clamp(MIN_SLEEP, MAX_DELAY);
-        let longest = MAX_SLEEP.min(self.cutoff.saturating_sub(UNSEEN).max(LEAST_CUTOFF));
-        let longest = longest.max(at_least);
+        let longest = jumps_at
+            .saturating_duration_since(Instant::now())
+            .min(self.cutoff.saturating_sub(UNSEEN).max(LEAST_CUTOFF))
+            .max(at_least);
         let until = outcome
             .next_deadline_secs
             .map_or(longest, |deadline| until(deadline, now_secs))
@@ -231,7 +242,7 @@ struct Sleep {
 
 fn until(deadline_secs: f64, now_secs: f64) -> Duration {
     Duration::try_from_secs_f64((deadline_secs - now_secs).max(0.0))
-        .unwrap_or(MAX_SLEEP)
-        .min(MAX_SLEEP)
+        .unwrap_or(JUMPS)
+        .min(JUMPS)
         + AFTER_DEADLINE
 }

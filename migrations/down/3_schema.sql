@@ -1,6 +1,6 @@
 -- Everything of the indexer's own. No cascade: what others have put in the schema stops it.
 drop view if exists status_indexer.run_status;
-drop function if exists status_indexer.heartbeat();
+drop function if exists status_indexer.enqueue_evidence();
 drop function if exists status_indexer.enqueue_row();
 drop function if exists status_indexer.enqueue(text, bigint);
 drop function if exists status_indexer.enqueue_changed();
@@ -8,7 +8,7 @@ drop function if exists status_indexer.wake();
 drop function if exists status_indexer.listening();
 drop function if exists status_indexer.explain(text, text);
 drop function if exists status_indexer.compare(text, bigint, integer);
-drop function if exists status_indexer.due(double precision);
+drop function if exists status_indexer.due(double precision, boolean);
 drop function if exists status_indexer.drain(bigint, integer, integer);
 drop function if exists status_indexer.apply(text[], bigint[], timestamptz[]);
 drop function if exists status_indexer.evidence(text, bigint);

@@ -198,7 +198,7 @@ impl Watch {
         if waiting > 0 || !state::load(&self.db).await?.believable {
             return Ok(false);
         }
-        let ahead = due(&self.db, Some(f64::INFINITY)).await?;
+        let ahead = due(&self.db, Some(f64::INFINITY), false).await?;
         let near = ahead
             .next_deadline_secs
             .is_some_and(|deadline| deadline - ahead.at_secs < margin.as_secs_f64());

@@ -12,7 +12,7 @@ use crate::status::{Reason, RunKey, Status};
 const DUE: &str = "\
 -- runs.due
 select at_secs, running, flow_ids, run_numbers, deadlines, next_deadline
-  from status_indexer.due($1)";
+  from status_indexer.due($1, $2)";
 
 const COMPARE: &str = "\
 -- runs.compare
@@ -33,13 +33,17 @@ pub struct Due {
 }
 
 /// Finds the runs whose deadline lies in (`since_secs`, now]; without it, every run that time may
-/// have changed.
+/// have changed. With `jumps` also the running ones whose heartbeat leapt out of range.
 ///
 /// # Errors
 /// If the call fails.
-pub async fn due(db: &Db, since_secs: Option<f64>) -> Result<Due, Error> {
+pub async fn due(db: &Db, since_secs: Option<f64>, jumps: bool) -> Result<Due, Error> {
     let row = db
-        .query_one(DUE, &[(&since_secs, Type::FLOAT8)], LONG)
+        .query_one(
+            DUE,
+            &[(&since_secs, Type::FLOAT8), (&jumps, Type::BOOL)],
+            LONG,
+        )
         .await?;
     let name = name_of(DUE);
     let flow_ids: Option<Vec<String>> = column(&row, name, "flow_ids")?;

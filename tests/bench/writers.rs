@@ -1,7 +1,9 @@
 //! What the triggers cost those who write: throughput with them and without, in turns.
 //!
 //! "Without" drops the triggers and makes them again, so that not even a disabled one is in the way;
-//! the daemon runs throughout. The figure is the median over the turns of the ratio of neighbours.
+//! the daemon runs throughout. The figure is the median over the turns of the ratio of neighbours,
+//! of which now the one and now the other is first. Statements arrive as the metadata service sends
+//! them, as text with the values in it; what triggers cost beside prepared ones is told too.
 //! The heartbeats' share of HOT updates is taken from databases of their own, before the indexer
 //! was installed and after.
 
@@ -9,6 +11,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use anyhow::Result;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
 use crate::dataset::running_runs;
@@ -33,17 +36,28 @@ const AGE_SECS: i64 = 70_000;
 enum Work {
     Metadata,
     Heartbeats,
+    PreparedMetadata,
+    PreparedHeartbeats,
     Mix,
     EndStep,
 }
 
 impl Work {
-    const ALL: [Self; 4] = [Self::Metadata, Self::Heartbeats, Self::Mix, Self::EndStep];
+    const ALL: [Self; 6] = [
+        Self::Metadata,
+        Self::Heartbeats,
+        Self::PreparedMetadata,
+        Self::PreparedHeartbeats,
+        Self::Mix,
+        Self::EndStep,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Metadata => "metadata that changes no status",
             Self::Heartbeats => "heartbeats of healthy runs",
+            Self::PreparedMetadata => "the same metadata, prepared",
+            Self::PreparedHeartbeats => "the same heartbeats, prepared",
             Self::Mix => "metadata, every tenth the end step's",
             Self::EndStep => "the end step's attempt_ok alone",
         }
@@ -52,8 +66,16 @@ impl Work {
     fn target(self) -> Target {
         match self {
             Self::Metadata | Self::Heartbeats => Target::AtLeast(0.95),
-            Self::Mix | Self::EndStep => Target::None,
+            _ => Target::None,
         }
+    }
+
+    fn is_heartbeat(self) -> bool {
+        matches!(self, Self::Heartbeats | Self::PreparedHeartbeats)
+    }
+
+    fn is_prepared(self) -> bool {
+        matches!(self, Self::PreparedMetadata | Self::PreparedHeartbeats)
     }
 }
 
@@ -82,13 +104,20 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         // The first calls plan their statements and warm the caches.
         writers.turn(&client, work, Duration::from_secs(1)).await?;
-        for _ in 0..settings.turns {
-            with.push(writers.turn(&client, work, duration).await?);
+        for turn in 0..settings.turns {
+            let with_first = turn % 2 == 0;
+            if with_first {
+                with.push(writers.turn(&client, work, duration).await?);
+            }
             settled(&client).await?;
             let triggers = remove_triggers(&client).await?;
             without.push(writers.turn(&client, work, duration).await?);
             client.batch_execute(&triggers).await?;
+            if !with_first {
+                with.push(writers.turn(&client, work, duration).await?);
+            }
         }
+        settled(&client).await?;
         compare(&mut report, work, &with, &without);
     }
     daemon.terminate().await;
@@ -206,13 +235,18 @@ impl Writers {
     async fn call(&self, session: &Session, work: Work, index: usize) -> Result<()> {
         let runs = usize::try_from(RUNS)?;
         let run = self.first + i32::try_from(index % runs)?;
-        if work == Work::Heartbeats {
+        let client = &session.client;
+        if work.is_heartbeat() {
             let round = i64::try_from(index / runs)?;
             let heartbeat = self.heartbeat + 10 * (round + 1);
-            session
-                .client
-                .execute(&session.heartbeat, &[&FLOW, &run, &heartbeat])
-                .await?;
+            if work.is_prepared() {
+                let values: [&(dyn ToSql + Sync); 3] = [&FLOW, &run, &heartbeat];
+                client.execute(&session.heartbeat, &values).await?;
+            } else {
+                client
+                    .batch_execute(&heartbeat_as_text(run, heartbeat))
+                    .await?;
+            }
             return Ok(());
         }
         let ends = match work {
@@ -227,15 +261,40 @@ impl Writers {
         } else {
             ("train", "ds-root", "s3://bucket/metaflow/data/Written")
         };
-        session
-            .client
-            .execute(
-                &session.insert,
-                &[&FLOW, &i64::from(run), &step, &field, &value, &now_ms()],
-            )
-            .await?;
+        if work.is_prepared() {
+            let run = i64::from(run);
+            let values: [&(dyn ToSql + Sync); 6] = [&FLOW, &run, &step, &field, &value, &now_ms()];
+            client.execute(&session.insert, &values).await?;
+        } else {
+            client
+                .batch_execute(&insert_as_text(run, step, field, value))
+                .await?;
+        }
         Ok(())
     }
+}
+
+/// [`HEARTBEAT`] as the service's driver sends it.
+fn heartbeat_as_text(run: i32, heartbeat: i64) -> String {
+    let before = heartbeat - 10;
+    format!(
+        "\
+update runs_v3 set last_heartbeat_ts = {heartbeat}
+ where flow_id = '{FLOW}' and run_number = '{run}'
+   and (last_heartbeat_ts is null or last_heartbeat_ts <= {before})"
+    )
+}
+
+/// [`INSERT`] as the service's driver sends it.
+fn insert_as_text(run: i32, step: &str, field: &str, value: &str) -> String {
+    let now_ms = now_ms();
+    format!(
+        "\
+insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type,
+                         user_name, ts_epoch, tags, system_tags)
+values ('{FLOW}', '{run}', '{step}', '1', '{field}', '{value}', '{field}', 'tester', {now_ms},
+        '[\"attempt_id:0\"]', '[]')"
+    )
 }
 
 /// Of heartbeats at the clients' pace, a run's after that of every other, how many are HOT.
@@ -279,7 +338,7 @@ select n_tup_upd::float8, n_tup_hot_upd::float8
         let writers = Writers::of(&database, first, site.settings.clients).await?;
         let count = BEATS * usize::try_from(RUNS)?;
         crate::load::open_loop(&writers.sessions, 1e6, count, async |session, index| {
-            writers.call(session, Work::Heartbeats, index).await
+            writers.call(session, Work::PreparedHeartbeats, index).await
         })
         .await?;
     }

@@ -24,32 +24,44 @@ async fn a_heartbeat_may_jump_to_anywhere_and_come_back() {
     let _daemon = Launch::on(&database).start().await;
     writer.insert_flow("F").await;
     let now = writer.now_secs().await;
-    let id = writer.insert_run("F", Some(now)).await;
-    let set = |value: String| {
+    let set = |id: i32, value: &str| {
         format!("update runs_v3 set last_heartbeat_ts = {value} where run_number = {id}")
     };
-    let jumps = [
-        ((now + FIVE_HOURS).to_string(), "failed"),
-        (now.to_string(), "running"),
-        ((now - FIVE_HOURS).to_string(), "failed"),
-        (now.to_string(), "running"),
-        ("null".to_owned(), "failed"),
-        (now.to_string(), "running"),
-        (i64::MAX.to_string(), "failed"),
-        (i64::MIN.to_string(), "failed"),
-        (now.to_string(), "running"),
-        (i64::MAX.to_string(), "failed"),
-        ("0".to_owned(), "failed"),
-        ("-1".to_owned(), "failed"),
-        ((now + FIVE_HOURS).to_string(), "failed"),
-        ((now - FIVE_HOURS).to_string(), "failed"),
-        ((now + 100).to_string(), "running"),
+    let fresh = now.to_string();
+    let out_of_range = [
+        (now + FIVE_HOURS).to_string(),
+        (now - FIVE_HOURS).to_string(),
+        "null".to_owned(),
+        i64::MAX.to_string(),
+        i64::MIN.to_string(),
     ];
-    for (value, status) in jumps {
-        run(writer.client(), &set(value)).await;
-        eventually_status(&writer, "F", id, status).await;
+    let mut ids = Vec::new();
+    for _ in &out_of_range {
+        ids.push(writer.insert_run("F", Some(now)).await);
+    }
+    // Out of range from running, at once for all of them: no trigger tells, a look does.
+    for (id, value) in ids.iter().zip(&out_of_range) {
+        run(writer.client(), &set(*id, value)).await;
+    }
+    for id in &ids {
+        eventually_status(&writer, "F", *id, "failed").await;
+    }
+    eventually_right(writer.client()).await;
+    for id in &ids {
+        run(writer.client(), &set(*id, &fresh)).await;
+        eventually_status(&writer, "F", *id, "running").await;
+    }
+    eventually_right(writer.client()).await;
+    // From one place out of range to another, and home.
+    run(writer.client(), &set(ids[0], "-1")).await;
+    eventually_status(&writer, "F", ids[0], "failed").await;
+    for value in &out_of_range {
+        run(writer.client(), &set(ids[0], value)).await;
         eventually_right(writer.client()).await;
     }
+    let ahead = (now + 100).to_string();
+    run(writer.client(), &set(ids[0], &ahead)).await;
+    eventually_status(&writer, "F", ids[0], "running").await;
     // The same as first heartbeats.
     for (value, status) in [
         (Some(now + FIVE_HOURS), "failed"),
