@@ -110,6 +110,40 @@ language sql stable parallel safe as $$
                    order by m.task_id) a) newest
 $$;
 
+-- The same for a range of a flow's runs, both ends included, those with an `attempt_ok` alone: one
+-- look at a stretch of metadata_v3_akey instead of one a run. It passes by every index entry of the
+-- runs, so it is for runs with few metadata rows.
+create function status_indexer.evidence_between(flow_id text, low bigint, high bigint)
+returns table (run_number bigint, ok boolean, ok_ts bigint, ok_id bigint, retry_ts bigint)
+language sql stable parallel safe as $$
+  select newest.run_number,
+         case newest.ok[3] when 1 then true when 0 then false end,
+         newest.ok[1],
+         newest.ok[2],
+         case newest.ok[3]
+           when 0 then (select (max(array[a.ts_epoch]))[1]
+                          from (select m.ts_epoch
+                                  from {{metadata}} m
+                                 where m.flow_id = evidence_between.flow_id
+                                   and m.run_number = newest.run_number
+                                   and m.step_name = 'end'
+                                   and m.field_name = 'attempt'
+                                   and status_indexer.is_field(m.field_name, 'attempt')
+                                 order by m.task_id) a)
+         end
+    from (select m.run_number::bigint,
+                 max(array[m.ts_epoch, m.id, case status_indexer.parse_boolean(to_jsonb(m.value) ->> 0)
+                                               when true then 1
+                                               when false then 0
+                                             end]) as ok
+            from {{metadata}} m
+           where m.flow_id = evidence_between.flow_id
+             and m.run_number between low and high
+             and m.step_name = 'end'
+             and m.field_name = 'attempt_ok'
+           group by m.run_number) newest
+$$;
+
 -- The text of one metadata row, for people: up to 80 characters. A jsonb value that has no text in
 -- it is shown as it stands.
 create function status_indexer.value_of(id bigint) returns text

@@ -12,8 +12,12 @@ use crate::metrics::Metrics;
 use crate::output::say;
 use crate::pg::{Connector, Db};
 use crate::status::RunKey;
-use crate::store::runs::{Compared, DEADLINE_SLACK_SECS, Difference, compare};
+use crate::store::runs::{Compared, DEADLINE_SLACK_SECS, Difference};
 use crate::store::state;
+use crate::walk::Steps;
+
+/// Steps that are compared at the same time.
+const AT_ONCE: usize = 2;
 
 /// Wrong runs that are listed for people; the rest is counted.
 const LISTED: u64 = 100;
@@ -73,7 +77,7 @@ pub async fn verify(
     options: &Options,
     stop: &CancellationToken,
 ) -> anyhow::Result<Verdict> {
-    let db = Db::for_reads(connector, 2, Metrics::new());
+    let db = Db::for_reads(connector, AT_ONCE + 1, Metrics::new());
     let state = state::load(&db).await?;
     if state.cutoff_secs != options.cutoff_secs {
         tracing::warn!(
@@ -90,19 +94,16 @@ pub async fn verify(
         flow_id: flow_id.clone(),
         run_number: i64::MIN,
     });
-    let mut step = compare(&db, start.as_ref(), options.batch_size).await?;
+    let mut steps = Steps::after(&db, start, options.batch_size, AT_ONCE);
     loop {
+        let step = steps.next().await?;
+        judge(&step, options, &mut verdict)?;
         let over = step.last.is_none()
             || matches!((&options.flow, &step.last), (Some(flow), Some(last)) if *flow != last.flow_id);
         if over || stop.is_cancelled() {
             verdict.finished = over;
-            judge(&step, options, &mut verdict)?;
             break;
         }
-        // The next step is compared while this one is printed.
-        let next = compare(&db, step.last.as_ref(), options.batch_size);
-        judge(&step, options, &mut verdict)?;
-        step = next.await?;
     }
     report(options, &verdict)?;
     Ok(verdict)

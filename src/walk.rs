@@ -5,6 +5,8 @@
 //! different speeds. A first pass is durable, so that it goes on where it stopped, and fenced by
 //! the state's generation, so that one that froze cannot bless a column made after it.
 
+mod steps;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -17,8 +19,10 @@ use crate::signals::{Alarm, Wake};
 use crate::status::{RunKey, Status};
 use crate::store::apply::{Applied, BATCH, apply};
 use crate::store::queue;
-use crate::store::runs::{Compared, compare};
+use crate::store::runs::Compared;
 use crate::store::state::{self, State};
+
+pub use steps::Steps;
 
 /// How many runs one step compares: some ten milliseconds of the server's time.
 pub const STEP: i32 = 2_000;
@@ -126,17 +130,16 @@ impl FirstPass<'_> {
             corrected: state.pass_corrected,
             ..Progress::default()
         };
-        let mut step = compare(self.db, state.pass_position.as_ref(), self.pace.step).await?;
+        let mut steps = Steps::after(self.db, state.pass_position, self.pace.step, 1);
+        let mut step = steps.next().await?;
         while let Some(last) = step.last.clone() {
             if !go_on() {
                 return Ok(Outcome::Stopped);
             }
             let start = Instant::now();
             // The next step is compared while this one is corrected.
-            let (next, written) = tokio::try_join!(
-                compare(self.db, Some(&last), self.pace.step),
-                self.correct(&step, &mut progress),
-            )?;
+            let (next, written) =
+                tokio::try_join!(steps.next(), self.correct(&step, &mut progress))?;
             match state::advance(self.db, state.generation, &last, step.compared, written).await? {
                 None => return Ok(Outcome::Outdated),
                 Some(true) => return Ok(Outcome::ByAnother),

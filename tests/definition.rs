@@ -624,6 +624,13 @@ async fn hold_against_the_model(jsonb: bool) {
 
     scramble(&client).await;
     check_compare(&client, &expected).await;
+    // The same where runs seem to have many metadata rows, and each is looked up by itself.
+    client
+        .batch_execute("update pg_class set reltuples = 1e9 where relname = 'metadata_v3'")
+        .await
+        .expect("the superuser may");
+    check_compare(&client, &expected).await;
+    client.batch_execute("analyze").await.expect("it is ours");
     check_explain(&client, &expected, now_secs).await;
     check_apply(&client, &expected, &orphans, &mut rng).await;
     check_timers(&client, &expected, now_secs).await;
@@ -875,10 +882,14 @@ select 'F', r, 'end', 9000, f, 'True', f, 9000000
         .get(0);
     assert!(count > 20_000);
     let calls = [
-        "select * from status_indexer.evidence('F', 7)",
-        "select * from status_indexer.apply(array['F'], array[7::bigint], null)",
-        "select status_indexer.explain('F', '7')",
-        "select * from status_indexer.compare('F', 6, 1)",
+        ("select * from status_indexer.evidence('F', 7)", 100),
+        (
+            "select * from status_indexer.apply(array['F'], array[7::bigint], null)",
+            100,
+        ),
+        ("select status_indexer.explain('F', '7')", 100),
+        // A walk passes by the index entries of all rows, but reads none of these rows.
+        ("select * from status_indexer.compare('F', 6, 1)", 500),
     ];
     let newest = "metadata_v3_idx_flow_run_ts_id_desc";
     // Small runs all around, so that a plan that reads a whole run looks cheap to the planner.
@@ -898,9 +909,9 @@ select 'F', r, 'end', 9000, f, 'True', f, 9000000
         for part in change.split("; ") {
             client.batch_execute(part).await.expect("it can be changed");
         }
-        for call in calls {
+        for (call, most) in calls {
             let touched = buffers(&client, call).await;
-            assert!(touched < 100, "{what}: {call} touched {touched} buffers");
+            assert!(touched < most, "{what}: {call} touched {touched} buffers");
         }
     }
 }

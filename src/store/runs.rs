@@ -2,7 +2,8 @@
 //! run has its status.
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::types::Type;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::{column, list};
 use crate::error::Error;
@@ -18,6 +19,11 @@ const COMPARE: &str = "\
 -- runs.compare
 select last_flow_id, last_run_number, compared, completed, failed, at_secs, replayed_secs, drift
   from status_indexer.compare($1, $2, $3)";
+
+const SKIP: &str = "\
+-- runs.skip
+select flow_id, run_number
+  from status_indexer.skip($1, $2, $3)";
 
 /// What a look at the clock found.
 #[derive(Debug)]
@@ -141,27 +147,10 @@ pub struct Compared {
 /// # Errors
 /// If the call fails.
 pub async fn compare(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Compared, Error> {
-    // No flow's name sorts before the empty one, and no run's number before the least.
-    let (flow_id, run_number) = after.map_or(("", i64::MIN), |key| (&*key.flow_id, key.run_number));
-    let row = db
-        .query_one(
-            COMPARE,
-            &[
-                (&flow_id, Type::TEXT),
-                (&run_number, Type::INT8),
-                (&batch, Type::INT4),
-            ],
-            LONG,
-        )
-        .await?;
+    let row = query_after(db, COMPARE, after, batch).await?;
     let name = name_of(COMPARE);
-    let flow: Option<String> = column(&row, name, "last_flow_id")?;
-    let run: Option<i64> = column(&row, name, "last_run_number")?;
     Ok(Compared {
-        last: flow.zip(run).map(|(flow_id, run_number)| RunKey {
-            flow_id,
-            run_number,
-        }),
+        last: key(&row, name, "last_flow_id", "last_run_number")?,
         compared: column::<i32>(&row, name, "compared")?.into(),
         completed: column::<i32>(&row, name, "completed")?.into(),
         failed: column::<i32>(&row, name, "failed")?.into(),
@@ -169,4 +158,43 @@ pub async fn compare(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Comp
         replayed_secs: column(&row, name, "replayed_secs")?,
         differences: list(&row, name, "drift")?,
     })
+}
+
+/// The last of the `batch` runs after `after`; none where there are fewer.
+///
+/// # Errors
+/// If the call fails.
+pub async fn skip(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Option<RunKey>, Error> {
+    let row = query_after(db, SKIP, after, batch).await?;
+    key(&row, name_of(SKIP), "flow_id", "run_number")
+}
+
+async fn query_after(
+    db: &Db,
+    statement: &'static str,
+    after: Option<&RunKey>,
+    batch: i32,
+) -> Result<Row, Error> {
+    // No flow's name sorts before the empty one, and no run's number before the least.
+    let (flow_id, run_number) = after.map_or(("", i64::MIN), |key| (&*key.flow_id, key.run_number));
+    let values: [(&(dyn ToSql + Sync), Type); 3] = [
+        (&flow_id, Type::TEXT),
+        (&run_number, Type::INT8),
+        (&batch, Type::INT4),
+    ];
+    db.query_one(statement, &values, LONG).await
+}
+
+fn key(
+    row: &Row,
+    statement: &'static str,
+    flow_column: &'static str,
+    run_column: &'static str,
+) -> Result<Option<RunKey>, Error> {
+    let flow: Option<String> = column(row, statement, flow_column)?;
+    let run: Option<i64> = column(row, statement, run_column)?;
+    Ok(flow.zip(run).map(|(flow_id, run_number)| RunKey {
+        flow_id,
+        run_number,
+    }))
 }
