@@ -22,6 +22,8 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
+-- A merge would sort both sides by text.
+set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 declare

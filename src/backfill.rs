@@ -23,8 +23,8 @@ const TELL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Speed")]
 pub struct Speed {
-    /// Batches of a hundred runs that are written at the same time
-    #[arg(long, env = "STATUS_INDEXER_BACKFILL_CONCURRENCY", default_value_t = 2, value_name = "N",
+    /// Batches of fifty runs that are written at the same time
+    #[arg(long, env = "STATUS_INDEXER_BACKFILL_CONCURRENCY", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=32))]
     pub concurrency: u8,
     /// Runs that are compared by one statement

@@ -27,6 +27,10 @@ pub use steps::Steps;
 /// How many runs one step compares: some ten milliseconds of the server's time.
 pub const STEP: i32 = 2_000;
 
+/// How many runs one call of `apply` judges: half of what a worker takes, because a pass writes pages
+/// that nobody has written for long, and holds the rows for as long as that takes.
+const WRITTEN: usize = BATCH / 2;
+
 /// Statuses a second that a pass writes where each write sends one of upstream's notifications.
 pub const NOTIFYING_RATE: f64 = 200.0;
 
@@ -199,7 +203,7 @@ impl FirstPass<'_> {
             .map(|difference| difference.key.clone())
             .collect();
         let calls: Vec<_> = keys
-            .chunks(BATCH)
+            .chunks(WRITTEN)
             .map(|batch| apply(self.db, batch))
             .collect();
         let outcomes: Vec<Applied> = stream::iter(calls)

@@ -92,6 +92,12 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     report.record("heartbeats' longest meanwhile", during.max_ms(), "ms");
     if statements {
         let apply = cost(&client, "apply.keys").await?;
+        let compare = cost(&client, "runs.compare").await?;
+        for (what, cost) in [("apply", &apply), ("compare", &compare)] {
+            let what = |part: &str| format!("server time of {what}, {part}");
+            report.record(&what("all calls"), cost.total_ms / 1000.0, "s");
+            report.record(&what("one"), cost.total_ms / cost.calls, "ms");
+        }
         report.figure(
             "longest apply call, so locks held",
             apply.max_ms,

@@ -45,6 +45,9 @@ impl Site {
             .set("synchronous_commit", "on")
             .set("shared_buffers", &settings.shared_buffers)
             .set("max_wal_size", "4GB")
+            // As on a server that has been up for a while: segments are there, not made while
+            // somebody waits for his commit.
+            .set("min_wal_size", "2GB")
             .set("maintenance_work_mem", "512MB")
             .set("track_commit_timestamp", "on");
         let (server, statements) =
