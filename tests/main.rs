@@ -4,6 +4,8 @@ mod support;
 
 mod model;
 
+mod history;
+
 mod api;
 mod cli;
 mod definition;
@@ -12,6 +14,7 @@ mod docs;
 mod explain;
 mod faults;
 mod harness;
+mod histories;
 mod migrate;
 mod nginx;
 mod operator;
