@@ -11,6 +11,7 @@ use futures_util::future::try_join_all;
 use tokio_postgres::{Client, Error, Row};
 
 use super::judge::{check_drift, check_rows, quiet, quiet_in_time};
+use super::ledger::Ledger;
 use super::site::{History, Site, WRITERS};
 use super::step::{Beat, Change, Step, Write};
 
@@ -69,7 +70,7 @@ pub(crate) async fn play(
     let mut tally = Tally::default();
     let mut rest = steps;
     while let Some(step) = rest.first() {
-        let writes = rest.partition_point_of_writes();
+        let writes = writes_ahead(rest);
         if writes > 0 {
             write_all(site, first, &rest[..writes]).await?;
             tally.writes += writes;
@@ -102,15 +103,9 @@ pub(crate) async fn play(
 }
 
 /// How many writes a list of steps begins with.
-trait Writes {
-    fn partition_point_of_writes(&self) -> usize;
-}
-
-impl Writes for [Step] {
-    fn partition_point_of_writes(&self) -> usize {
-        let other = |step: &Step| !matches!(step, Step::Write { .. });
-        self.iter().position(other).unwrap_or(self.len())
-    }
+fn writes_ahead(steps: &[Step]) -> usize {
+    let other = |step: &Step| !matches!(step, Step::Write { .. });
+    steps.iter().position(other).unwrap_or(steps.len())
 }
 
 fn histories_in(steps: &[Step]) -> usize {
@@ -132,7 +127,7 @@ async fn open(site: &mut Site, count: usize) -> Result<(), Failure> {
         site.histories.push(History {
             flow,
             base: i64::try_from(number).expect("histories are counted") * ROWS,
-            ledger: super::ledger::Ledger::default(),
+            ledger: Ledger::default(),
         });
     }
     Ok(())
