@@ -3,10 +3,13 @@
 # where all is there. `make` alone says what there is.
 
 CARGO ?= cargo
-# Seconds that the demo runs; unset: until Ctrl-C on a terminal, else as long as the demo itself says.
+# Seconds that the demo and the soak run; unset: until Ctrl-C (the demo without a terminal: as long as
+# it says itself).
 DURATION ?=
+# What the soak's first round is made from; unset: at random.
+SEED ?=
 
-.PHONY: help demo test lint setup bench
+.PHONY: help demo test soak lint setup bench
 
 # What a benchmark is told beside its name: make bench-latency BENCH='--seconds 60'
 BENCH ?=
@@ -21,6 +24,10 @@ demo: ## Everything at work on a private PostgreSQL: make demo [DURATION=20]
 test: ## All tests, on private PostgreSQL servers
 	@.ci/setup test
 	$(CARGO) test --locked
+
+soak: ## Random histories with faults in between, until one ends wrong: make soak [DURATION=600] [SEED=7]
+	@.ci/setup test
+	@exec $(CARGO) test --locked --bench soak -- $(if $(DURATION),--seconds $(DURATION)) $(if $(SEED),--seed $(SEED))
 
 lint: ## Format, lints and documentation, with warnings as errors
 	$(CARGO) fmt --check

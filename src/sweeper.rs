@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 use crate::pg::Db;
-use crate::signals::{Alarm, LeadWatch, Wake};
+use crate::signals::{Alarm, LeadWatch, Swept, Wake};
 use crate::status::RunKey;
 use crate::store::apply::{BATCH, apply};
 use crate::store::runs::{Due, due};
@@ -58,6 +58,8 @@ pub struct Sweeper {
     pub alarm: Alarm,
     /// Called for runs that had to be put into the queue.
     pub wake: Wake,
+    /// Where it tells how far it has come.
+    pub swept: Swept,
     /// The cutoff in force, which bounds the sleep.
     pub cutoff: Duration,
     /// What it counts.
@@ -87,6 +89,7 @@ impl Sweeper {
                 let sleep = match self.look(since_secs, jumps, &stop).await {
                     Ok(outcome) => {
                         backoff.reset();
+                        self.swept.until(outcome.at_secs);
                         since_secs = Some(outcome.at_secs - OVERLAP_SECS);
                         if jumps {
                             jumps_at = start + JUMPS.min(self.cutoff.max(Duration::from_secs(1)));

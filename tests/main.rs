@@ -4,6 +4,8 @@ mod support;
 
 mod model;
 
+mod history;
+
 mod api;
 mod cli;
 mod definition;
@@ -12,9 +14,12 @@ mod docs;
 mod explain;
 mod faults;
 mod harness;
+mod histories;
 mod migrate;
+mod neighbour;
 mod nginx;
 mod operator;
 mod pipeline;
 mod plugin;
 mod reconcile;
+mod standby;

@@ -273,3 +273,47 @@ async fn verify_lists_what_is_wrong_and_changes_nothing() {
     assert_eq!(lines[1]["drift"], 1);
     assert_eq!(lines[1]["in_flight"], 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deadlines_that_passed_while_no_daemon_ran_are_no_drift() {
+    const CUTOFF: i64 = 360;
+    /// Within the slack of a deadline nothing counts as drift anyway.
+    const SLACK: f64 = 5.0;
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    writer.insert_flow("F").await;
+    let daemon = vigilant(&database).await;
+    let now = writer.now_secs().await;
+    let mut runs = Vec::new();
+    for _ in 0..200 {
+        runs.push(writer.insert_run("F", Some(now - CUTOFF + 4)).await);
+    }
+    let queued = "select count(*) from status_indexer.queue";
+    eventually_eq(SOON, "all are looked at", 0, async || {
+        let row = writer.client().query_one(queued, &[]).await;
+        row.expect("the queue is there").get::<_, i64>(0)
+    })
+    .await;
+    assert!(daemon.terminate().await.success());
+    #[expect(clippy::cast_precision_loss, reason = "seconds of this century")]
+    let late = (now + 4) as f64 + SLACK + 1.0;
+    eventually(SOON, "the slack is over", async || {
+        writer.now().await > late
+    })
+    .await;
+
+    let daemon = vigilant(&database).await;
+    for run in runs {
+        eventually_eq(
+            SOON,
+            "the sweeper finds it",
+            "failed".to_owned(),
+            async || writer.status("F", run).await,
+        )
+        .await;
+    }
+    let drift = daemon
+        .metric("status_indexer_drift_total{cause=\"time\"}")
+        .await;
+    assert_eq!(drift.unwrap_or(0.0), 0.0);
+}

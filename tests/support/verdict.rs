@@ -4,6 +4,7 @@
 //! failure prints what `status_indexer.explain` says of the runs that are wrong, and that a random
 //! test which fails prints the seed that repeats it.
 
+use std::fmt;
 use std::thread;
 use std::time::Duration;
 
@@ -110,16 +111,27 @@ impl Seed {
         }))
     }
 
+    /// The number that repeats it.
+    pub(crate) fn number(&self) -> u64 {
+        self.0
+    }
+
     /// A generator; the same for the same seed and number.
     pub(crate) fn generator(&self, number: u64) -> StdRng {
         StdRng::seed_from_u64(self.0.wrapping_add(number))
     }
 }
 
+impl fmt::Display for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "repeat with {SEED_VARIABLE}={}", self.0)
+    }
+}
+
 impl Drop for Seed {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("repeat with {SEED_VARIABLE}={}", self.0);
+            eprintln!("{self}");
         }
     }
 }
