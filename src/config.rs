@@ -155,6 +155,10 @@ pub struct DaemonArgs {
         value_enum
     )]
     pub session_mode: SessionMode,
+    /// Seconds between two looks at the running runs' heartbeats, at most; deadlines have looks of their own
+    #[arg(long, env = "STATUS_INDEXER_SWEEP_INTERVAL", default_value_t = 10, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub sweep_interval: u64,
     /// Runs a second that are compared with the definition, for ever, to prove the column
     #[arg(long, env = "STATUS_INDEXER_RECONCILE_RATE", default_value_t = 500, value_name = "RUNS",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

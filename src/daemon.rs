@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::migrate;
 use crate::pg::{Connector, Db, Purpose, SessionMode, detect_mode};
 use crate::reconciler::Reconciler;
-use crate::signals::{Alarm, Lead, LeadWatch, Swept, Wake};
+use crate::signals::{Alarm, Lead, LeadWatch, Wake};
 use crate::store::queue;
 use crate::store::state::{self, DEFINITION_VERSION, State};
 use crate::sweeper::Sweeper;
@@ -252,7 +252,7 @@ impl Daemon {
         metrics.believable.set(start.state.believable.into());
         let (lead, lead_watch) = watch::channel(Lead::default());
         let lead_watch = LeadWatch(lead_watch);
-        let (wake, alarm, swept) = (Wake::default(), Alarm::default(), Swept::default());
+        let (wake, alarm) = (Wake::default(), Alarm::default());
         let worker = Worker {
             db: db.clone(),
             lead: lead_watch.clone(),
@@ -265,8 +265,8 @@ impl Daemon {
             lead: lead_watch.clone(),
             alarm: alarm.clone(),
             wake: wake.clone(),
-            swept: swept.clone(),
             cutoff: Duration::from_secs(self.cutoff_secs.unsigned_abs()),
+            interval: Duration::from_secs(self.args.sweep_interval),
             metrics: metrics.clone(),
         };
         let reconciler = Reconciler {
@@ -276,7 +276,6 @@ impl Daemon {
                 wake: wake.clone(),
                 alarm: alarm.clone(),
             },
-            swept,
             cutoff_secs: self.cutoff_secs,
             rate: self.args.reconcile_rate.into(),
             interval: Duration::from_secs(self.args.reconcile_interval),

@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 use crate::pg::Db;
-use crate::signals::{LeadWatch, Swept};
+use crate::signals::LeadWatch;
 use crate::status::RunKey;
 use crate::store::apply::{BATCH, apply};
 use crate::store::runs::{Compared, Difference, compare};
@@ -46,8 +46,6 @@ pub struct Reconciler {
     pub lead: LeadWatch,
     /// Who is told what it finds.
     pub listeners: Listeners,
-    /// How far the sweeper has come.
-    pub swept: Swept,
     /// The cutoff that this daemon was configured with, seconds; the leader's is in force.
     pub cutoff_secs: i64,
     /// Runs a second that a steady pass compares.
@@ -228,10 +226,8 @@ impl Reconciler {
         let (mut steps, mut unrecorded) = (0_u32, (0, 0));
         loop {
             let start = Instant::now();
-            // Asked before the snapshot is taken: what was swept by now is in it.
-            let swept_secs = self.swept.until_secs();
             let step = compare(&self.db, position.as_ref(), pace.step).await?;
-            let written = self.repair(&step, swept_secs, &mut found).await?;
+            let written = self.repair(&step, &mut found).await?;
             let Some(last) = step.last.clone() else {
                 break self.finish(state.generation, whole, &step, &found).await;
             };
@@ -299,12 +295,7 @@ impl Reconciler {
     }
 
     /// Has the runs judged anew whose difference nothing explains; returns how many were written.
-    async fn repair(
-        &self,
-        step: &Compared,
-        swept_secs: Option<f64>,
-        found: &mut Found,
-    ) -> Result<i64, Error> {
+    async fn repair(&self, step: &Compared, found: &mut Found) -> Result<i64, Error> {
         self.metrics
             .reconciled_total
             .inc_by(u64::try_from(step.compared).unwrap_or(0));
@@ -325,9 +316,8 @@ impl Reconciler {
             // What was mended in between was in flight after all.
             let changed: HashSet<&RunKey> = applied.changes.iter().map(|c| &c.key).collect();
             for wrong in batch.iter().filter(|wrong| changed.contains(&wrong.key)) {
-                // Nor is it drift that we came before the sweeper, after an outage.
-                let deadline = wrong.passed_deadline_secs(step.at_secs, self.cutoff_secs);
-                if deadline.is_some_and(|at| swept_secs.is_none_or(|swept| at > swept)) {
+                // Nor is it drift that we came before the sweeper: after an outage, or a leap.
+                if wrong.has_run_out() {
                     continue;
                 }
                 found.drift += 1;

@@ -150,22 +150,3 @@ impl Alarm {
         }
     }
 }
-
-/// Tells how far the sweeper has come: of a deadline that it has not looked at yet, such as one that
-/// passed while no daemon ran, the difference is still its to mend.
-#[derive(Debug, Clone, Default)]
-pub struct Swept(Arc<Mutex<Option<f64>>>);
-
-impl Swept {
-    /// All deadlines before this moment of the database's clock, seconds since the epoch, have been
-    /// looked at, and their runs applied.
-    pub fn until(&self, secs: f64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(secs);
-    }
-
-    /// Until when they have been; none before the first look.
-    #[must_use]
-    pub fn until_secs(&self) -> Option<f64> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}

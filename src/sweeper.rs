@@ -2,7 +2,7 @@
 //!
 //! Sleeps until the first moment a status can change by time alone, not for an interval. All time
 //! is the database's. Promises that no deadline passes by more than one look, that a heartbeat that
-//! leaps out of range, which no clock writes, is found within [`JUMPS`], and that looks take a
+//! leaps out of range, which no clock writes, is found within the interval, and that looks take a
 //! bounded share of the time; never decides a status itself, `apply` does.
 
 use std::collections::HashMap;
@@ -14,15 +14,13 @@ use crate::backoff::Backoff;
 use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 use crate::pg::Db;
-use crate::signals::{Alarm, LeadWatch, Swept, Wake};
+use crate::signals::{Alarm, LeadWatch, Wake};
 use crate::status::RunKey;
 use crate::store::apply::{BATCH, apply};
 use crate::store::runs::{Due, due};
 
-/// How often looks ask for heartbeats that were set back, far ahead or to null: no trigger tells
-/// them from those of healthy runs. The longest sleep, too. A cutoff shorter than this shortens it,
-/// down to a second.
-pub const JUMPS: Duration = Duration::from_secs(10);
+/// As far ahead as a deadline is told: no look is further off.
+const FAR: Duration = Duration::from_secs(3_600);
 
 /// The shortest time between two looks, so that deadlines close together share one.
 const MIN_SLEEP: Duration = Duration::from_millis(25);
@@ -58,10 +56,11 @@ pub struct Sweeper {
     pub alarm: Alarm,
     /// Called for runs that had to be put into the queue.
     pub wake: Wake,
-    /// Where it tells how far it has come.
-    pub swept: Swept,
     /// The cutoff in force, which bounds the sleep.
     pub cutoff: Duration,
+    /// The longest sleep, and how often a look asks for heartbeats that were set back, far ahead or
+    /// to null: no trigger tells them from those of healthy runs.
+    pub interval: Duration,
     /// What it counts.
     pub metrics: Metrics,
 }
@@ -89,10 +88,9 @@ impl Sweeper {
                 let sleep = match self.look(since_secs, jumps, &stop).await {
                     Ok(outcome) => {
                         backoff.reset();
-                        self.swept.until(outcome.at_secs);
                         since_secs = Some(outcome.at_secs - OVERLAP_SECS);
                         if jumps {
-                            jumps_at = start + JUMPS.min(self.cutoff.max(Duration::from_secs(1)));
+                            jumps_at = start + self.interval;
                         }
                         self.sleep_after(&outcome, start, jumps_at)
                     }
@@ -245,7 +243,7 @@ struct Sleep {
 
 fn until(deadline_secs: f64, now_secs: f64) -> Duration {
     Duration::try_from_secs_f64((deadline_secs - now_secs).max(0.0))
-        .unwrap_or(JUMPS)
-        .min(JUMPS)
+        .unwrap_or(FAR)
+        .min(FAR)
         + AFTER_DEADLINE
 }

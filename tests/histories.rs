@@ -16,7 +16,7 @@ use crate::support::verdict::Seed;
 
 /// How long a site that is broken may take to mend itself, which it cannot; a whole one takes
 /// milliseconds.
-const SHORT_PATIENCE: Duration = Duration::from_millis(1500);
+const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Rounds in which any trigger is missed for certain; one in four is enough for most.
 const FOUND_WITHIN: usize = 80;

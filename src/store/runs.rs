@@ -119,18 +119,12 @@ impl Difference {
         self.queued || (self.is_of_time() && self.deadline_distance.is_some_and(near))
     }
 
-    /// The moment at which time alone made the stored status wrong, seconds since the epoch; none
-    /// where it was not time, or the moment is yet to come.
+    /// Whether the run is stored as running and its heartbeat says that it no longer does, which is
+    /// the sweeper's to find.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "to the second is enough")]
-    pub fn passed_deadline_secs(&self, at_secs: f64, cutoff_secs: i64) -> Option<f64> {
-        let (heartbeat, cutoff) = (self.heartbeat? as f64, cutoff_secs as f64);
-        let deadline = match self.reason {
-            Reason::Heartbeat => heartbeat - cutoff,
-            Reason::HeartbeatLost => heartbeat + cutoff,
-            _ => return None,
-        };
-        (self.is_of_time() && deadline <= at_secs).then_some(deadline)
+    pub fn has_run_out(&self) -> bool {
+        self.stored == Status::Running
+            && matches!(self.reason, Reason::HeartbeatLost | Reason::NoHeartbeat)
     }
 }
 

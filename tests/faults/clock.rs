@@ -21,7 +21,10 @@ const FIVE_HOURS: i64 = 5 * 3600;
 async fn a_heartbeat_may_jump_to_anywhere_and_come_back() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
-    let _daemon = Launch::on(&database).start().await;
+    let _daemon = Launch::on(&database)
+        .env("STATUS_INDEXER_SWEEP_INTERVAL", "1")
+        .start()
+        .await;
     writer.insert_flow("F").await;
     let now = writer.now_secs().await;
     let set = |id: i32, value: &str| {

@@ -231,7 +231,9 @@ impl Site {
 
     fn prepared(&self, launch: Launch) -> Launch {
         let cutoff = self.cutoff.to_string();
-        let launch = launch.env("RUN_INACTIVE_CUTOFF_TIME", &cutoff);
+        let launch = launch
+            .env("RUN_INACTIVE_CUTOFF_TIME", &cutoff)
+            .env("STATUS_INDEXER_SWEEP_INTERVAL", "1");
         self.settings
             .iter()
             .fold(launch, |launch, (name, value)| launch.env(name, value))
