@@ -17,6 +17,11 @@ pub(crate) const DONE_FLOW: &str = "AllDone";
 
 const CALLS: usize = 400;
 
+/// The settings of the read API's sessions.
+const LIKE_THE_API: &str = "\
+set jit = off; set plan_cache_mode = force_generic_plan;
+set enable_sort = off; set enable_bitmapscan = off";
+
 const COLUMNS: &str =
     "flow_id, run_number, run_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts";
 
@@ -146,7 +151,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     daemon.terminate().await;
     let client = database.client().await;
     add_done_flow(&client).await?;
-    client.batch_execute("set jit = off").await?;
+    client.batch_execute(LIKE_THE_API).await?;
     let middle = middle(&client, settings.runs).await?;
     for &query in Query::ALL {
         let floor = Query {
