@@ -163,27 +163,18 @@ impl Daemon {
 
     /// The address of its metrics, once it listens.
     pub(crate) async fn address(&self) -> SocketAddr {
-        let line = self
-            .logged("the address of the metrics", |line| {
-                line.get("metrics.addr").is_some()
-            })
-            .await;
-        let text = line["metrics.addr"]
-            .as_str()
-            .expect("the address is logged as text");
-        text.parse().expect("the address is one")
+        self.told_address("metrics.addr").await
     }
 
     /// The address of the read API, once it listens.
     pub(crate) async fn api(&self) -> SocketAddr {
-        let line = self
-            .logged("the address of the read API", |line| {
-                line.get("http.addr").is_some()
-            })
-            .await;
-        let text = line["http.addr"]
-            .as_str()
-            .expect("the address is logged as text");
+        self.told_address("http.addr").await
+    }
+
+    async fn told_address(&self, field: &str) -> SocketAddr {
+        let line = self.logged(field, |line| line.get(field).is_some()).await;
+        let text = line[field].as_str();
+        let text = text.expect("the address is logged as text");
         text.parse().expect("the address is one")
     }
 
