@@ -15,7 +15,7 @@ pub use batch::BatchSize;
 pub use dsn::{DsnError, split_tls};
 pub use mode::detect_mode;
 pub use pool::{Db, Param};
-pub(crate) use pool::{LONG, SHORT};
+pub(crate) use pool::{LONG, SHORT, pool_of};
 pub(crate) use session::{CONNECT_TIMEOUT, Traffic, settings};
 pub use session::{Connector, Purpose, SessionMode};
 pub use tls::{TlsError, TlsMode, TlsParams};

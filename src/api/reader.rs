@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-};
+use deadpool_postgres::{Hook, HookError, Object, Pool, PoolError};
 use futures_util::future::join3;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -23,7 +21,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::statement::{Plan, Statement};
 use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
-use crate::pg::{Connector, Purpose, SHORT, SessionMode, settings};
+use crate::pg::{Connector, Purpose, SessionMode, pool_of, settings};
 
 /// How long a request waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(5);
@@ -145,17 +143,7 @@ impl Reader {
         table: &str,
         metrics: Metrics,
     ) -> Self {
-        let manager = Manager::from_config(
-            connector.config().clone(),
-            connector.tls(),
-            ManagerConfig {
-                recycling_method: RecyclingMethod::Fast,
-            },
-        );
-        let mut builder = Pool::builder(manager)
-            .max_size(limits.pool_max)
-            .runtime(Runtime::Tokio1)
-            .create_timeout(Some(connector.attempt() + SHORT));
+        let mut builder = pool_of(connector, limits.pool_max);
         if mode != SessionMode::Transaction {
             let sql = settings(Purpose::Read) + &reading(limits.statement);
             builder = builder.post_create(Hook::async_fn(move |client, _| {

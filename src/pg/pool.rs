@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolBuilder, PoolError, RecyclingMethod,
+    Runtime,
 };
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -41,22 +42,26 @@ pub struct Db {
     opening: &'static str,
 }
 
+/// The beginning of any pool of ours: connections open on demand, and in a time that is known.
+pub(crate) fn pool_of(connector: &Connector, size: usize) -> PoolBuilder {
+    let manager = Manager::from_config(
+        connector.config().clone(),
+        connector.tls(),
+        ManagerConfig {
+            recycling_method: RecyclingMethod::Fast,
+        },
+    );
+    Pool::builder(manager)
+        .max_size(size)
+        .runtime(Runtime::Tokio1)
+        .create_timeout(Some(connector.attempt() + SHORT))
+}
+
 impl Db {
     /// Makes a pool; connections open on demand.
     #[must_use]
     pub fn new(connector: &Connector, mode: SessionMode, size: usize, metrics: Metrics) -> Self {
-        let manager = Manager::from_config(
-            connector.config().clone(),
-            connector.tls(),
-            ManagerConfig {
-                recycling_method: RecyclingMethod::Fast,
-            },
-        );
-        let mut builder = Pool::builder(manager)
-            .max_size(size)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(POOL_WAIT))
-            .create_timeout(Some(connector.attempt() + SHORT));
+        let mut builder = pool_of(connector, size).wait_timeout(Some(POOL_WAIT));
         if mode != SessionMode::Transaction {
             builder = builder.post_create(Hook::async_fn(|client, _| {
                 Box::pin(async move {
