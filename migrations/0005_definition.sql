@@ -27,6 +27,18 @@ language sql immutable parallel safe as $$
          end
 $$;
 
+-- The same of a metadata row's value, be its column text or jsonb, or changed from one to the other
+-- later: `->> 0` unwraps a jsonb scalar. What clients write is told without that, which takes longer
+-- than all the rest of judging a run.
+create function status_indexer.read_boolean(value anyelement) returns boolean
+language sql stable parallel safe as $$
+  select case value::text
+           when 'True' then true
+           when 'False' then false
+           else status_indexer.parse_boolean(to_jsonb(value) ->> 0)
+         end
+$$;
+
 -- The first rule that holds, by its name. `now_secs` is numeric, so that neither a heartbeat at
 -- the end of int8 nor a fraction of a second is lost. These functions are inlined; hence `case x
 -- when`, which computes x once.
@@ -70,8 +82,7 @@ end
 $$;
 
 -- What the end step's newest `attempt_ok` says, and when its newest `attempt` began, which counts
--- only after a failure. `ok` is null where the value is no boolean. `to_jsonb(value) ->> 0` reads a
--- text column and a jsonb column alike, also if the column is changed from one to the other later.
+-- only after a failure. `ok` is null where the value is no boolean.
 --
 -- The form of the query keeps the planner on metadata_v3_akey, and off an index on (flow_id,
 -- run_number, ts_epoch), where it would read every metadata row of the run. That is where
@@ -96,7 +107,7 @@ language sql stable parallel safe as $$
                                    and status_indexer.is_field(m.field_name, 'attempt')
                                  order by m.task_id) a)
          end
-    from (select max(array[a.ts_epoch, a.id, case status_indexer.parse_boolean(to_jsonb(a.value) ->> 0)
+    from (select max(array[a.ts_epoch, a.id, case status_indexer.read_boolean(a.value)
                                                when true then 1
                                                when false then 0
                                              end]) as ok
@@ -132,7 +143,7 @@ language sql stable parallel safe as $$
                                  order by m.task_id) a)
          end
     from (select m.run_number::bigint,
-                 max(array[m.ts_epoch, m.id, case status_indexer.parse_boolean(to_jsonb(m.value) ->> 0)
+                 max(array[m.ts_epoch, m.id, case status_indexer.read_boolean(m.value)
                                                when true then 1
                                                when false then 0
                                              end]) as ok

@@ -4,6 +4,8 @@ create function status_indexer.compare(
   after_flow_id    text,
   after_run_number bigint,
   batch            integer,
+  -- Whether to tell of those that differ why; else, to have them judged anew, their keys are enough.
+  reasons          boolean default true,
   -- Null where the walk has come to the end.
   out last_flow_id    text,
   out last_run_number bigint,
@@ -14,8 +16,12 @@ create function status_indexer.compare(
   out at_secs         double precision,
   -- On a standby: the time of the last transaction replayed, seconds since the epoch.
   out replayed_secs   double precision,
-  -- [{flow_id, run_number, stored, expected, reason, queued, ok_value, ok_ts, retry_ts,
-  --   heartbeat, deadline_distance}, ...]; the distance in seconds, null where time decides nothing.
+  -- The runs that differ.
+  out flow_ids        text[],
+  out run_numbers     bigint[],
+  -- The same as [{flow_id, run_number, stored, expected, reason, queued, ok_value, ok_ts, retry_ts,
+  --   heartbeat, deadline_distance}, ...], where reasons are wanted; the distance in seconds, null
+  -- where time decides nothing.
   out drift           jsonb
 )
 language plpgsql stable
@@ -24,6 +30,9 @@ set jit = off
 set plan_cache_mode = force_generic_plan
 -- A merge would sort both sides by text.
 set enable_mergejoin = off
+-- A generic plan knows no limit and takes a step for a tenth of the table: with less it would join
+-- by way of temporary files.
+set work_mem = '32MB'
 as $$
 #variable_conflict use_column
 declare
@@ -66,6 +75,8 @@ begin
          count(*) filter (where expected = 'failed'),
          (select flow_id from ranges order by flow_id desc limit 1),
          (select high from ranges order by flow_id desc limit 1),
+         array_agg(flow_id) filter (where stored <> expected),
+         array_agg(run_number) filter (where stored <> expected),
          jsonb_agg(jsonb_build_object(
            'flow_id', flow_id,
            'run_number', run_number,
@@ -76,15 +87,18 @@ begin
                                from status_indexer.queue q
                               where q.flow_id = n.flow_id
                                 and q.run_number = n.run_number),
-           'ok_value', coalesce(ok::text, status_indexer.value_of(ok_id)),
+           'ok_value', case
+             when ok is null and ok_id is not null then status_indexer.value_of(ok_id)
+             else ok::text
+           end,
            'ok_ts', ok_ts,
            'retry_ts', retry_ts,
            'heartbeat', heartbeat,
            'deadline_distance', case
              when reason in ('heartbeat', 'heartbeat_lost') then abs(abs(clock_secs - heartbeat) - cutoff)
            end))
-           filter (where stored <> expected)
-    into compared, completed, failed, last_flow_id, last_run_number, drift
+           filter (where reasons and stored <> expected)
+    into compared, completed, failed, last_flow_id, last_run_number, flow_ids, run_numbers, drift
     -- `offset 0` keeps the planner from putting an expression's text wherever its name stands.
     from (select j.*, status_indexer.status(j.reason) as expected
             from (select w.flow_id,

@@ -23,7 +23,7 @@ const TELL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Speed")]
 pub struct Speed {
-    /// Batches of fifty runs that are written at the same time
+    /// Statements at the same time; with one, it takes one of the server's cores at the most
     #[arg(long, env = "STATUS_INDEXER_BACKFILL_CONCURRENCY", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=32))]
     pub concurrency: u8,
@@ -46,7 +46,7 @@ pub async fn backfill(
     speed: &Speed,
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let db = Db::new(
+    let db = Db::for_pass(
         connector,
         detect_mode(connector).await?,
         usize::from(speed.concurrency) + 2,

@@ -17,7 +17,7 @@ use crate::pg::Db;
 use crate::signals::LeadWatch;
 use crate::status::RunKey;
 use crate::store::apply::{BATCH, apply};
-use crate::store::runs::{Compared, Difference, compare};
+use crate::store::runs::{Compared, Detail, Difference, compare};
 use crate::store::state::{self, State};
 use crate::walk::{FirstPass, Listeners, NOTIFYING_RATE, Outcome, Pace, STEP, observe};
 
@@ -226,7 +226,7 @@ impl Reconciler {
         let (mut steps, mut unrecorded) = (0_u32, (0, 0));
         loop {
             let start = Instant::now();
-            let step = compare(&self.db, position.as_ref(), pace.step).await?;
+            let step = compare(&self.db, position.as_ref(), pace.step, Detail::Reasons).await?;
             let written = self.repair(&step, &mut found).await?;
             let Some(last) = step.last.clone() else {
                 break self.finish(state.generation, whole, &step, &found).await;

@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::output::say;
 use crate::pg::{Connector, Db};
 use crate::status::RunKey;
-use crate::store::runs::{Compared, DEADLINE_SLACK_SECS, Difference};
+use crate::store::runs::{Compared, DEADLINE_SLACK_SECS, Detail, Difference};
 use crate::store::state;
 use crate::walk::Steps;
 
@@ -94,7 +94,7 @@ pub async fn verify(
         flow_id: flow_id.clone(),
         run_number: i64::MIN,
     });
-    let mut steps = Steps::after(&db, start, options.batch_size, AT_ONCE);
+    let mut steps = Steps::after(&db, start, options.batch_size, Detail::Reasons, AT_ONCE);
     loop {
         let step = steps.next().await?;
         judge(&step, options, &mut verdict)?;

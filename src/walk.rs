@@ -16,20 +16,16 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::pg::Db;
 use crate::signals::{Alarm, Wake};
-use crate::status::{RunKey, Status};
+use crate::status::Status;
 use crate::store::apply::{Applied, BATCH, apply};
 use crate::store::queue;
-use crate::store::runs::Compared;
+use crate::store::runs::{Compared, Detail};
 use crate::store::state::{self, State};
 
 pub use steps::Steps;
 
 /// How many runs one step compares: some ten milliseconds of the server's time.
 pub const STEP: i32 = 2_000;
-
-/// How many runs one call of `apply` judges: half of what a worker takes, because a pass writes pages
-/// that nobody has written for long, and holds the rows for as long as that takes.
-const WRITTEN: usize = BATCH / 2;
 
 /// Statuses a second that a pass writes where each write sends one of upstream's notifications.
 pub const NOTIFYING_RATE: f64 = 200.0;
@@ -42,7 +38,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct Pace {
     /// Runs that one step compares.
     pub step: i32,
-    /// Calls of `apply` at the same time.
+    /// Statements at the same time. With one, a pass takes one of the server's cores at the most;
+    /// with more, the next step is compared while the last one is corrected.
     pub concurrency: usize,
     /// Runs compared in a second, at most.
     pub max_rate: Option<f64>,
@@ -134,16 +131,21 @@ impl FirstPass<'_> {
             corrected: state.pass_corrected,
             ..Progress::default()
         };
-        let mut steps = Steps::after(self.db, state.pass_position, self.pace.step, 1);
+        let position = state.pass_position;
+        let mut steps = Steps::after(self.db, position, self.pace.step, Detail::Keys, 1);
         let mut step = steps.next().await?;
         while let Some(last) = step.last.clone() {
             if !go_on() {
                 return Ok(Outcome::Stopped);
             }
             let start = Instant::now();
-            // The next step is compared while this one is corrected.
-            let (next, written) =
-                tokio::try_join!(steps.next(), self.correct(&step, &mut progress))?;
+            let (written, ahead) = if self.pace.concurrency > 1 {
+                let (written, next) =
+                    tokio::try_join!(self.correct(&step, &mut progress), steps.next())?;
+                (written, Some(next))
+            } else {
+                (self.correct(&step, &mut progress).await?, None)
+            };
             match state::advance(self.db, state.generation, &last, step.compared, written).await? {
                 None => return Ok(Outcome::Outdated),
                 Some(true) => return Ok(Outcome::ByAnother),
@@ -152,6 +154,10 @@ impl FirstPass<'_> {
             progress.compared += step.compared;
             progress.corrected += written;
             tell(&progress);
+            let next = match ahead {
+                Some(next) => next,
+                None => steps.next().await?,
+            };
             let rest = self.pace.rest(start.elapsed(), step.compared, written);
             if !rest.is_zero() {
                 tokio::time::sleep(rest).await;
@@ -197,17 +203,13 @@ impl FirstPass<'_> {
             .inc_by(u64::try_from(step.compared).unwrap_or(0));
         progress.found.0 += step.completed;
         progress.found.1 += step.failed;
-        let keys: Vec<RunKey> = step
-            .differences
-            .iter()
-            .map(|difference| difference.key.clone())
-            .collect();
-        let calls: Vec<_> = keys
-            .chunks(WRITTEN)
+        let calls: Vec<_> = step
+            .differing
+            .chunks(BATCH)
             .map(|batch| apply(self.db, batch))
             .collect();
         let outcomes: Vec<Applied> = stream::iter(calls)
-            .buffer_unordered(self.pace.concurrency)
+            .buffer_unordered(self.pace.concurrency.saturating_sub(1).max(1))
             .try_collect()
             .await?;
         let mut written = 0;

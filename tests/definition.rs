@@ -372,7 +372,15 @@ async fn walk(client: &Client, step: i32, expected: &Expected) -> BTreeMap<Key, 
         compared += row.get::<_, i32>("compared");
         completed += row.get::<_, i32>("completed");
         failed += row.get::<_, i32>("failed");
-        for drift in json_of::<Vec<Json>>(&row, "drift") {
+        let drift = json_of::<Vec<Json>>(&row, "drift");
+        let flows: Option<Vec<String>> = row.get("flow_ids");
+        let runs: Option<Vec<i64>> = row.get("run_numbers");
+        let keys = flows.into_iter().flatten().zip(runs.into_iter().flatten());
+        assert!(
+            keys.eq(drift.iter().map(key_of)),
+            "the keys are those of the reasons"
+        );
+        for drift in drift {
             differing.insert(key_of(&drift), drift);
         }
         let Some(last) = row.get::<_, Option<String>>("last_flow_id") else {

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::metrics::{Lags, Metrics};
 use crate::pg::{Db, name_of};
 use crate::status::{RunKey, Status};
-use crate::store::runs::{Difference, compare, due};
+use crate::store::runs::{Detail, Difference, compare, due};
 use crate::store::{queue, state};
 
 /// What a sweep may take: a deadline that passed longer ago is late.
@@ -176,7 +176,7 @@ impl Watch {
         let mut verdict = Verdict::default();
         let mut position: Option<RunKey> = None;
         loop {
-            let step = compare(&self.db, position.as_ref(), STEP).await?;
+            let step = compare(&self.db, position.as_ref(), STEP, Detail::Reasons).await?;
             verdict.compared += step.compared;
             for difference in step.differences {
                 verdict.add(difference);

@@ -61,12 +61,33 @@ impl Db {
     /// Makes a pool; connections open on demand.
     #[must_use]
     pub fn new(connector: &Connector, mode: SessionMode, size: usize, metrics: Metrics) -> Self {
+        Self::with(connector, mode, size, metrics, Purpose::Work)
+    }
+
+    /// A pool for a pass at full speed.
+    #[must_use]
+    pub fn for_pass(
+        connector: &Connector,
+        mode: SessionMode,
+        size: usize,
+        metrics: Metrics,
+    ) -> Self {
+        Self::with(connector, mode, size, metrics, Purpose::Pass)
+    }
+
+    fn with(
+        connector: &Connector,
+        mode: SessionMode,
+        size: usize,
+        metrics: Metrics,
+        purpose: Purpose,
+    ) -> Self {
         let mut builder = pool_of(connector, size).wait_timeout(Some(POOL_WAIT));
         if mode != SessionMode::Transaction {
-            builder = builder.post_create(Hook::async_fn(|client, _| {
+            builder = builder.post_create(Hook::async_fn(move |client, _| {
                 Box::pin(async move {
                     client
-                        .batch_execute(&settings(Purpose::Work))
+                        .batch_execute(&settings(purpose))
                         .await
                         .map_err(HookError::Backend)
                 })

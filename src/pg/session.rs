@@ -17,6 +17,9 @@ pub enum Purpose {
     /// Short calls of the stages. Commits asynchronously: a status is written in the transaction
     /// that takes its queue row, so a crash of the server undoes both or neither.
     Work,
+    /// The same calls by a pass at full speed. Commits flush what they wrote, here alone: some hundred
+    /// kilobytes at a time, which otherwise the next heartbeat's commit would have to wait for.
+    Pass,
     /// The LISTEN session, which also holds the lead.
     Listen,
     /// Changes of the schema: no limit on time, because an index takes as long as it takes.
@@ -174,8 +177,13 @@ set tcp_user_timeout = 10000;
         sql.push_str("set default_transaction_read_only = off;\n");
     }
     match purpose {
-        Purpose::Work => {
-            sql.push_str("set lock_timeout = '100ms';\nset synchronous_commit = off;\n");
+        Purpose::Work | Purpose::Pass => {
+            let flushed = match purpose {
+                Purpose::Pass => "local",
+                _ => "off",
+            };
+            sql.push_str(&format!("set synchronous_commit = {flushed};\n"));
+            sql.push_str("set lock_timeout = '100ms';\n");
             sql.push_str("set idle_in_transaction_session_timeout = '5s';\n");
             sql.push_str(&format!("set statement_timeout = '{STATEMENT_TIMEOUT}';\n"));
         }

@@ -17,8 +17,9 @@ select at_secs, running, flow_ids, run_numbers, deadlines, next_deadline
 
 const COMPARE: &str = "\
 -- runs.compare
-select last_flow_id, last_run_number, compared, completed, failed, at_secs, replayed_secs, drift
-  from status_indexer.compare($1, $2, $3)";
+select last_flow_id, last_run_number, compared, completed, failed, at_secs, replayed_secs,
+       flow_ids, run_numbers, drift
+  from status_indexer.compare($1, $2, $3, $4)";
 
 const SKIP: &str = "\
 -- runs.skip
@@ -52,23 +53,10 @@ pub async fn due(db: &Db, since_secs: Option<f64>, jumps: bool) -> Result<Due, E
         )
         .await?;
     let name = name_of(DUE);
-    let flow_ids: Option<Vec<String>> = column(&row, name, "flow_ids")?;
-    let run_numbers: Option<Vec<i64>> = column(&row, name, "run_numbers")?;
     let deadlines: Option<Vec<f64>> = column(&row, name, "deadlines")?;
-    let runs = flow_ids
+    let runs = keys(&row, name)?
         .into_iter()
-        .flatten()
-        .zip(run_numbers.into_iter().flatten())
         .zip(deadlines.into_iter().flatten())
-        .map(|((flow_id, run_number), deadline)| {
-            (
-                RunKey {
-                    flow_id,
-                    run_number,
-                },
-                deadline,
-            )
-        })
         .collect();
     Ok(Due {
         at_secs: column(&row, name, "at_secs")?,
@@ -147,15 +135,38 @@ pub struct Compared {
     /// On a standby: the time of the last transaction replayed, seconds since the epoch.
     pub replayed_secs: Option<f64>,
     /// The runs that differ.
+    pub differing: Vec<RunKey>,
+    /// The same with their reasons, where those are wanted.
     pub differences: Vec<Difference>,
+}
+
+/// What is to be told of the runs that differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Which they are. A first pass, to which many differ, needs no more.
+    Keys,
+    /// Also what is stored, what should be, and why.
+    Reasons,
 }
 
 /// Compares the `batch` runs after `after`, in key order and in one snapshot, without locks.
 ///
 /// # Errors
 /// If the call fails.
-pub async fn compare(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Compared, Error> {
-    let row = query_after(db, COMPARE, after, batch).await?;
+pub async fn compare(
+    db: &Db,
+    after: Option<&RunKey>,
+    batch: i32,
+    detail: Detail,
+) -> Result<Compared, Error> {
+    let (flow_id, run_number) = place(after);
+    let values: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&flow_id, Type::TEXT),
+        (&run_number, Type::INT8),
+        (&batch, Type::INT4),
+        (&(detail == Detail::Reasons), Type::BOOL),
+    ];
+    let row = db.query_one(COMPARE, &values, LONG).await?;
     let name = name_of(COMPARE);
     Ok(Compared {
         last: key(&row, name, "last_flow_id", "last_run_number")?,
@@ -164,6 +175,7 @@ pub async fn compare(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Comp
         failed: column::<i32>(&row, name, "failed")?.into(),
         at_secs: column(&row, name, "at_secs")?,
         replayed_secs: column(&row, name, "replayed_secs")?,
+        differing: keys(&row, name)?,
         differences: list(&row, name, "drift")?,
     })
 }
@@ -173,24 +185,33 @@ pub async fn compare(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Comp
 /// # Errors
 /// If the call fails.
 pub async fn skip(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Option<RunKey>, Error> {
-    let row = query_after(db, SKIP, after, batch).await?;
-    key(&row, name_of(SKIP), "flow_id", "run_number")
-}
-
-async fn query_after(
-    db: &Db,
-    statement: &'static str,
-    after: Option<&RunKey>,
-    batch: i32,
-) -> Result<Row, Error> {
-    // No flow's name sorts before the empty one, and no run's number before the least.
-    let (flow_id, run_number) = after.map_or(("", i64::MIN), |key| (&*key.flow_id, key.run_number));
+    let (flow_id, run_number) = place(after);
     let values: [(&(dyn ToSql + Sync), Type); 3] = [
         (&flow_id, Type::TEXT),
         (&run_number, Type::INT8),
         (&batch, Type::INT4),
     ];
-    db.query_one(statement, &values, LONG).await
+    let row = db.query_one(SKIP, &values, LONG).await?;
+    key(&row, name_of(SKIP), "flow_id", "run_number")
+}
+
+/// No flow's name sorts before the empty one, and no run's number before the least.
+fn place(after: Option<&RunKey>) -> (&str, i64) {
+    after.map_or(("", i64::MIN), |key| (&key.flow_id, key.run_number))
+}
+
+/// The keys in two columns of arrays, which `due` and `compare` both have.
+fn keys(row: &Row, statement: &'static str) -> Result<Vec<RunKey>, Error> {
+    let flow_ids: Option<Vec<String>> = column(row, statement, "flow_ids")?;
+    let run_numbers: Option<Vec<i64>> = column(row, statement, "run_numbers")?;
+    let pairs = flow_ids.into_iter().flatten();
+    Ok(pairs
+        .zip(run_numbers.into_iter().flatten())
+        .map(|(flow_id, run_number)| RunKey {
+            flow_id,
+            run_number,
+        })
+        .collect())
 }
 
 fn key(

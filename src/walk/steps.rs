@@ -10,12 +10,13 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use crate::error::Error;
 use crate::pg::Db;
 use crate::status::RunKey;
-use crate::store::runs::{Compared, compare, skip};
+use crate::store::runs::{Compared, Detail, compare, skip};
 
 /// See the module.
 pub struct Steps<'a> {
     db: &'a Db,
     batch: i32,
+    detail: Detail,
     /// Steps compared at the same time.
     at_once: usize,
     position: Option<RunKey>,
@@ -39,10 +40,17 @@ impl std::fmt::Debug for Steps<'_> {
 impl<'a> Steps<'a> {
     /// Begins after `position`; compares `at_once` batches at the same time.
     #[must_use]
-    pub fn after(db: &'a Db, position: Option<RunKey>, batch: i32, at_once: usize) -> Self {
+    pub fn after(
+        db: &'a Db,
+        position: Option<RunKey>,
+        batch: i32,
+        detail: Detail,
+        at_once: usize,
+    ) -> Self {
         Self {
             db,
             batch,
+            detail,
             at_once,
             position,
             ahead: stream::empty().boxed(),
@@ -55,7 +63,8 @@ impl<'a> Steps<'a> {
     /// If a call fails.
     pub async fn next(&mut self) -> Result<Compared, Error> {
         if self.at_once == 1 {
-            let compared = compare(self.db, self.position.as_ref(), self.batch).await?;
+            let compared =
+                compare(self.db, self.position.as_ref(), self.batch, self.detail).await?;
             self.position.clone_from(&compared.last);
             return Ok(compared);
         }
@@ -76,7 +85,7 @@ impl<'a> Steps<'a> {
     }
 
     fn begin_here(&self) -> BoxStream<'a, Result<Step, Error>> {
-        let (db, batch) = (self.db, self.batch);
+        let (db, batch, detail) = (self.db, self.batch, self.detail);
         stream::try_unfold(Some(self.position.clone()), move |start| async move {
             let Some(start) = start else {
                 return Ok(None);
@@ -86,7 +95,7 @@ impl<'a> Steps<'a> {
             Ok::<_, Error>(Some(((start, end), next)))
         })
         .map_ok(move |(start, expected)| async move {
-            let compared = compare(db, start.as_ref(), batch).await?;
+            let compared = compare(db, start.as_ref(), batch, detail).await?;
             Ok(Step { compared, expected })
         })
         .try_buffered(self.at_once)
