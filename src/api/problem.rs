@@ -1,6 +1,6 @@
 //! An answer that is not what was asked for: a code, and a reason on one line.
 //!
-//! The body is a JSON string, as upstream's are, and never holds the database's own text.
+//! The body is a JSON string, as upstream's are to the letter, and never holds the database's own text.
 
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
@@ -62,8 +62,7 @@ impl Problem {
 
 impl From<Problem> for Response<Body> {
     fn from(problem: Problem) -> Self {
-        let body = serde_json::to_vec(&problem.reason).expect("a string is JSON");
-        let mut response = Response::new(Body::from(body));
+        let mut response = Response::new(Body::from(ascii_json(&problem.reason)));
         *response.status_mut() = problem.code;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -74,5 +73,35 @@ impl From<Problem> for Response<Body> {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
+    }
+}
+
+/// A JSON string in ASCII. Clients show the text of an error as it came, escapes and all, and upstream
+/// escapes.
+fn ascii_json(text: &str) -> String {
+    let json = serde_json::to_string(text).expect("a string is JSON");
+    let mut ascii = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            ascii.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                ascii.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    ascii
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ascii_json;
+
+    #[test]
+    fn reasons_are_ascii_and_the_same_text() {
+        assert_eq!(ascii_json("say \"no\""), r#""say \"no\"""#);
+        assert_eq!(ascii_json("Ü \u{1f642}"), r#""\u00dc \ud83d\ude42""#);
+        let read: String = serde_json::from_str(&ascii_json("Ü \u{1f642}\n")).expect("JSON");
+        assert_eq!(read, "Ü \u{1f642}\n");
     }
 }

@@ -112,7 +112,7 @@ async fn page(
             "statuses cannot be told yet: the first pass over all runs is not complete",
         ));
     }
-    let mut runs = Runs::read(&rows, with_status)?;
+    let mut runs = Runs::read(flow_id, &rows, with_status)?;
     let more = usize::try_from(limit).is_ok_and(|limit| runs.cut(limit));
     let mut body = Vec::with_capacity(rows.len() * 512);
     body.push(b'[');
@@ -231,7 +231,7 @@ async fn piece(
         .query(patience, |table| selection.statement(table))
         .await
         .map_err(problem_of)?;
-    let runs = Runs::read(&rows, false)?;
+    let runs = Runs::read(flow_id, &rows, false)?;
     let mut bytes = Vec::with_capacity(rows.len() * 512 + 2);
     runs.write(&mut bytes)?;
     let full = i64::try_from(rows.len()).is_ok_and(|count| count >= PIECE);
@@ -240,6 +240,7 @@ async fn piece(
 
 /// The rows of an answer, each with its place in the order.
 struct Runs<'a> {
+    flow_id: &'a str,
     rows: Vec<(Cursor, &'a Row)>,
     /// Where the columns of the runs begin, and whether the status is among them.
     first: usize,
@@ -247,15 +248,15 @@ struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    fn read(rows: &'a [Row], with_status: bool) -> Result<Self, Problem> {
+    fn read(flow_id: &'a str, rows: &'a [Row], with_status: bool) -> Result<Self, Problem> {
         let first = usize::from(with_status);
         let mut placed = Vec::with_capacity(rows.len());
         for row in rows {
             // A row of nulls tells that the column is believable and that no run passes.
-            let number: Option<i32> = row.try_get(first + 1).map_err(unexpected)?;
+            let number: Option<i32> = row.try_get(first).map_err(unexpected)?;
             if let Some(number) = number {
                 let place = Cursor {
-                    ts_epoch: row.try_get(first + 4).map_err(unexpected)?,
+                    ts_epoch: row.try_get(first + 3).map_err(unexpected)?,
                     run_number: number.into(),
                 };
                 placed.push((place, row));
@@ -267,6 +268,7 @@ impl<'a> Runs<'a> {
             placed.sort_by_key(|(place, _)| key(place));
         }
         Ok(Self {
+            flow_id,
             rows: placed,
             first,
             with_status,
@@ -286,15 +288,21 @@ impl<'a> Runs<'a> {
 
     /// Writes them as JSON, with commas between.
     fn write(&self, out: &mut Vec<u8>) -> Result<(), Problem> {
+        // All of them begin alike.
+        let mut start = b"{\"flow_id\":".to_vec();
+        text(&mut start, Some(self.flow_id));
+        start.extend_from_slice(b",\"run_number\":");
         for (at, (place, row)) in self.rows.iter().enumerate() {
             if at > 0 {
                 out.push(b',');
             }
+            out.extend_from_slice(&start);
             self.write_run(out, *place, row).map_err(unexpected)?;
         }
         Ok(())
     }
 
+    /// The rest of a run, from the value of its number on.
     fn write_run(
         &self,
         out: &mut Vec<u8>,
@@ -302,11 +310,8 @@ impl<'a> Runs<'a> {
         row: &Row,
     ) -> Result<(), tokio_postgres::Error> {
         let at = |column: usize| self.first + column;
-        let user_name: Option<&str> = row.try_get(at(3))?;
-        out.extend_from_slice(b"{\"flow_id\":");
-        text(out, row.try_get(at(0))?);
-        out.extend_from_slice(b",\"run_number\":");
-        match row.try_get::<_, Option<&str>>(at(2))? {
+        let user_name: Option<&str> = row.try_get(at(2))?;
+        match row.try_get::<_, Option<&str>>(at(1))? {
             Some(run_id) => text(out, Some(run_id)),
             None => number(out, Some(place.run_number)),
         }
@@ -314,18 +319,18 @@ impl<'a> Runs<'a> {
         text(out, user_name);
         out.extend_from_slice(b",\"ts_epoch\":");
         number(out, Some(place.ts_epoch));
-        for (name, column) in [(&b",\"tags\":"[..], 6), (b",\"system_tags\":", 7)] {
+        for (name, column) in [(&b",\"tags\":"[..], 5), (b",\"system_tags\":", 6)] {
             out.extend_from_slice(name);
             let json: Option<RawJson<'_>> = row.try_get(at(column))?;
             out.extend_from_slice(json.map_or(b"null", |json| json.0));
         }
         out.extend_from_slice(b",\"last_heartbeat_ts\":");
-        number(out, row.try_get(at(5))?);
+        number(out, row.try_get(at(4))?);
         if self.with_status {
             out.extend_from_slice(b",\"status\":");
-            text(out, row.try_get(at(9))?);
+            text(out, row.try_get(at(8))?);
         }
-        if row.try_get::<_, Option<bool>>(at(8))? == Some(true) {
+        if row.try_get::<_, Option<bool>>(at(7))? == Some(true) {
             out.extend_from_slice(b",\"user\":");
             text(out, user_name);
         }

@@ -37,9 +37,10 @@ pub(super) struct Selection<'a> {
     pub(super) rows: i64,
 }
 
-/// Columns in the order of an answer's rows; the status follows where it is asked for.
+/// Columns in the order of an answer's rows; the status follows where it is asked for. The flow is the
+/// request's.
 const COLUMNS: &str = "\
-r.flow_id, r.run_number, r.run_id, r.user_name, r.ts_epoch, r.last_heartbeat_ts, r.tags,
+r.run_number, r.run_id, r.user_name, r.ts_epoch, r.last_heartbeat_ts, r.tags,
        r.system_tags, r.system_tags ? ('user:' || r.user_name) as owned";
 
 /// The user, where the service itself vouched for the name; the expression that upstream indexes.
