@@ -531,7 +531,10 @@ async fn status_tells_what_is_there_by_text_and_exit_code() {
     );
     let cutoff = [("RUN_INACTIVE_CUTOFF_TIME", "77")];
     succeeded(&migrate_as(database.url(), &database, &["up"], &cutoff).await);
-    let told = succeeded(&migrate(&database, &["status"]).await);
+    let output = migrate(&database, &["status"]).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("WARNING"), "the server warned: {said}");
+    let told = succeeded(&output);
     for part in [
         "tables      \"public\".\"runs_v3\", \"public\".\"metadata_v3\"",
         "0001_schema                 applied 2",

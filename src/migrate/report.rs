@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 
 use super::steps::MIGRATIONS;
 use super::tables::{TableNames, Tables};
-use crate::pg::{Connector, Purpose, quote_ident, settings};
+use crate::pg::{Connector, Purpose, quote_ident};
 
 /// A report for people, and whether everything is installed and whole.
 ///
@@ -17,8 +17,6 @@ use crate::pg::{Connector, Purpose, quote_ident, settings};
 pub async fn status(connector: &Connector, names: &TableNames) -> anyhow::Result<(String, bool)> {
     let client = connector.connect(Purpose::Look).await?;
     let tables = Tables::find(&client, names).await?;
-    // That ended the transaction, outside of which a pooler would scatter prepared statements.
-    client.batch_execute(&settings(Purpose::Look)).await?;
     let mut text = format!(
         "tables      {}, {}\n",
         tables.runs.quoted(),
