@@ -206,7 +206,8 @@ pub struct ApiArgs {
     /// What every path of the read API begins with
     #[arg(long, env = "PATH_PREFIX", default_value = "", hide_default_value = true, value_parser = path_prefix)]
     pub path_prefix: String,
-    /// Version of the metadata service to report; clients page from 2.6.1 on
+    /// Version of the metadata service to report with each answer; whether a client filters and pages
+    /// goes by the service's own /ping
     #[arg(
         long,
         env = "STATUS_INDEXER_SERVICE_VERSION",
