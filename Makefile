@@ -35,7 +35,7 @@ lint: ## Format, lints and documentation, with warnings as errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 
 bench: ## All benchmarks, a quarter of an hour; one of them: make bench-latency, -drain, -sweep, ...
-	@.ci/setup test
+	@.ci/setup bench
 	$(CARGO) bench --locked --bench bench -- all $(BENCH)
 
 bench-latency: .bench-latency
@@ -51,7 +51,7 @@ bench-pages: .bench-pages
 bench-api: .bench-api
 
 .bench-%:
-	@.ci/setup test
+	@.ci/setup bench
 	$(CARGO) bench --locked --bench bench -- $* $(BENCH)
 
 setup: ## Install what the demo and the tests need, where it is missing

@@ -49,7 +49,9 @@ impl Site {
             // somebody waits for his commit.
             .set("min_wal_size", "2GB")
             .set("maintenance_work_mem", "512MB")
-            .set("track_commit_timestamp", "on");
+            .set("track_commit_timestamp", "on")
+            // Whole statements, to have what the API sends measured by itself.
+            .set("track_activity_query_size", "16kB");
         let (server, statements) =
             match Postgres::start(options.clone().set(STATEMENTS.0, STATEMENTS.1)).await {
                 Ok(server) => (server, true),
