@@ -1,9 +1,10 @@
 //! A site's worth of runs: one flow with most of them, two hundred with the rest.
 //!
 //! Owns their shape: of a thousand runs 900 have completed, 60 failed in their end step, 35 crashed
-//! and 5 are running, one of those by a retry of its end step; each has twelve metadata rows and
-//! eight system tags. Runs of all flows are interleaved, as they come in life. The same seed makes
-//! the same runs. Loaded without the secondary indexes, which are built afterwards: twice as fast.
+//! and 5 are running, nearly all of them among the newest hundredth, a few far back, some by a retry
+//! of their end step; each has twelve metadata rows and eight system tags. Runs of all flows are
+//! interleaved, as they come in life. The same seed makes the same runs. Loaded without the
+//! secondary indexes, which are built afterwards: twice as fast.
 
 use anyhow::Result;
 use tokio::time::Instant;
