@@ -28,8 +28,7 @@ language sql immutable parallel safe as $$
 $$;
 
 -- The same of a metadata row's value, be its column text or jsonb, or changed from one to the other
--- later: `->> 0` unwraps a jsonb scalar. What clients write is told without that, which takes longer
--- than all the rest of judging a run.
+-- later: `->> 0` unwraps a jsonb scalar. What clients write is told without that detour.
 create function status_indexer.read_boolean(value anyelement) returns boolean
 language sql stable parallel safe as $$
   select case value::text
