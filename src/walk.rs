@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::pg::Db;
 use crate::signals::{Alarm, Wake};
-use crate::status::Status;
+use crate::status::{RunKey, Status};
 use crate::store::apply::{Applied, BATCH, apply};
 use crate::store::queue;
 use crate::store::runs::{Compared, Detail};
@@ -29,6 +29,10 @@ pub const STEP: i32 = 2_000;
 
 /// Statuses a second that a pass writes where each write sends one of upstream's notifications.
 pub const NOTIFYING_RATE: f64 = 200.0;
+
+/// How often a pass makes its position durable: what a crash has it compare again, and seldom enough
+/// to cost nothing beside the comparing.
+const NOTE: Duration = Duration::from_secs(1);
 
 /// How often the end of a pass looks whether the events before it have been applied.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -101,6 +105,33 @@ pub enum Outcome {
     Stopped,
 }
 
+/// What a pass has done since its position was last made durable.
+struct Unnoted {
+    since: Instant,
+    position: Option<RunKey>,
+    compared: i64,
+    corrected: i64,
+}
+
+impl Default for Unnoted {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            position: None,
+            compared: 0,
+            corrected: 0,
+        }
+    }
+}
+
+impl Unnoted {
+    fn add(&mut self, position: RunKey, compared: i64, corrected: i64) {
+        self.position = Some(position);
+        self.compared += compared;
+        self.corrected += corrected;
+    }
+}
+
 /// A pass that makes the column believable.
 #[derive(Debug)]
 pub struct FirstPass<'a> {
@@ -134,9 +165,13 @@ impl FirstPass<'_> {
         let position = state.pass_position;
         let mut steps = Steps::after(self.db, position, self.pace.step, Detail::Keys, 1);
         let mut step = steps.next().await?;
+        let mut unnoted = Unnoted::default();
         while let Some(last) = step.last.clone() {
             if !go_on() {
-                return Ok(Outcome::Stopped);
+                return Ok(self
+                    .note(state.generation, &mut unnoted)
+                    .await?
+                    .unwrap_or(Outcome::Stopped));
             }
             let start = Instant::now();
             let (written, ahead) = if self.pace.concurrency > 1 {
@@ -146,10 +181,11 @@ impl FirstPass<'_> {
             } else {
                 (self.correct(&step, &mut progress).await?, None)
             };
-            match state::advance(self.db, state.generation, &last, step.compared, written).await? {
-                None => return Ok(Outcome::Outdated),
-                Some(true) => return Ok(Outcome::ByAnother),
-                Some(false) => {}
+            unnoted.add(last, step.compared, written);
+            if unnoted.since.elapsed() >= NOTE
+                && let Some(end) = self.note(state.generation, &mut unnoted).await?
+            {
+                return Ok(end);
             }
             progress.compared += step.compared;
             progress.corrected += written;
@@ -164,7 +200,30 @@ impl FirstPass<'_> {
             }
             step = next;
         }
+        if let Some(end) = self.note(state.generation, &mut unnoted).await? {
+            return Ok(end);
+        }
         self.settle(state.generation, step.at_secs, go_on).await
+    }
+
+    /// Makes the position durable. Returns how the pass ended, where it did.
+    async fn note(&self, generation: i64, unnoted: &mut Unnoted) -> Result<Option<Outcome>, Error> {
+        let Unnoted {
+            position,
+            compared,
+            corrected,
+            ..
+        } = std::mem::take(unnoted);
+        let Some(position) = position else {
+            return Ok(None);
+        };
+        let believable =
+            state::advance(self.db, generation, &position, compared, corrected).await?;
+        Ok(match believable {
+            None => Some(Outcome::Outdated),
+            Some(true) => Some(Outcome::ByAnother),
+            Some(false) => None,
+        })
     }
 
     /// Waits until what was put into the queue before the end has been applied: rows that were

@@ -3,8 +3,10 @@
 //! Both write the same rows, those that are not `completed`, of a table that is packed anew before
 //! each: `update ... from` in one statement with the definition computed set-wise, and the
 //! `backfill` command. Heartbeats of healthy runs are written all the while, to see whom it keeps
-//! waiting.
+//! waiting, as many without it as beside it. Turn by turn, because a machine is not the same from minute
+//! to minute.
 
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,19 +17,49 @@ use crate::baseline;
 use crate::dataset::running_runs;
 use crate::latency::now_ms;
 use crate::load::open_loop;
-use crate::report::{Durations, Report, Target};
-use crate::site::{LONG_CUTOFF_SECS, Site, clients, command, cost, forget_costs};
+use crate::report::{Durations, Report, Target, median};
+use crate::site::{Cost, LONG_CUTOFF_SECS, Site, clients, command, cost, forget_costs};
 use crate::support::database::Database;
 use crate::sweep::HEARTBEAT;
 
 const FLOW: &str = "Alive";
 
-/// Runs whose heartbeats are written meanwhile, and how many heartbeats a second.
-const ALIVE: i64 = 2_000;
+/// Runs whose heartbeats are written meanwhile, and how many heartbeats a second: each run's turn
+/// comes every eleven seconds, for the service takes none within ten.
+const ALIVE: usize = 2_200;
 const HEARTBEATS: f64 = 200.0;
+
+/// For how long heartbeats are written before a backfill: about as many as beside it, so that their
+/// p99 is as sure. Not after it, while the kernel still writes what the backfill left to it.
+const QUIET: Duration = Duration::from_secs(20);
 
 const SIZES: &str = "\
 select pg_table_size('runs_v3')::float8 / 1048576, pg_indexes_size('runs_v3')::float8 / 1048576";
+
+/// One backfill, and what it is measured against.
+struct Turn {
+    plain: Measured,
+    backfill: Measured,
+    /// Heartbeats before it.
+    quiet: Durations,
+    /// Heartbeats beside it.
+    beside: Durations,
+    /// MiB.
+    memory_peak: f64,
+    /// Of `apply` and `compare`, where statements are counted.
+    costs: Option<[Cost; 2]>,
+    wrong: i64,
+}
+
+impl Turn {
+    fn p99_ratio(&self) -> f64 {
+        self.beside.quantile_ms(0.99) / self.quiet.quantile_ms(0.99)
+    }
+
+    fn time_ratio(&self) -> f64 {
+        self.backfill.secs / self.plain.secs
+    }
+}
 
 pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     let settings = site.settings.clone();
@@ -35,21 +67,42 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     let mut report = Report::new(
         "backfill",
         format!(
-            "{} runs and a fifth as many, {HEARTBEATS} heartbeats/s meanwhile",
-            settings.runs
+            "{} runs and a fifth as many, {HEARTBEATS} heartbeats/s meanwhile, {} turns",
+            settings.runs, settings.rounds
         ),
     );
     let database = site.dataset().await?;
     let client = database.client().await;
-    let first = running_runs(&client, FLOW, ALIVE, 0).await?;
+    let hearts = Hearts {
+        first: running_runs(&client, FLOW, i64::try_from(ALIVE)?, 0).await?,
+        beaten: Cell::new(0),
+    };
+    let mut turns = Vec::new();
+    for _ in 0..settings.rounds {
+        let turn = turn(database, &client, &hearts, statements).await?;
+        eprintln!(
+            "  a turn: backfill / plain {:.2}, heartbeats' p99 {:.2} of {:.2} ms",
+            turn.time_ratio(),
+            turn.p99_ratio(),
+            turn.quiet.quantile_ms(0.99)
+        );
+        turns.push(turn);
+    }
+    tell(&mut report, &turns);
+    let sizes = client.query_one(SIZES, &[]).await?;
+    report.record("table afterwards", sizes.get(0), "MiB");
+    report.record("its indexes", sizes.get(1), "MiB");
+    Ok(report)
+}
 
-    start_anew(database, &client).await?;
-    let before = beside(database, first, async || {
-        sleep(Duration::from_secs(10)).await;
-        Ok(())
-    })
-    .await?;
-    let plain = measured(&client, async || {
+async fn turn(
+    database: &Database,
+    client: &Client,
+    hearts: &Hearts,
+    statements: bool,
+) -> Result<Turn> {
+    start_anew(database, client).await?;
+    let plain = measured(client, async || {
         client.batch_execute("set jit = off").await?;
         client
             .execute(baseline::SPARSE_UPDATE, &[&i64::from(LONG_CUTOFF_SECS)])
@@ -58,73 +111,143 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     })
     .await?;
 
-    start_anew(database, &client).await?;
+    start_anew(database, client).await?;
     if statements {
-        forget_costs(&client).await?;
+        forget_costs(client).await?;
     }
-    let mut peak = 0.0;
-    let mut filled = Measured::default();
-    let during = beside(database, first, async || {
-        filled = measured(&client, async || {
-            peak = command(database, &["backfill"]).await?;
+    let mut quiet = Durations::new();
+    let mut beside = Durations::new();
+    hearts
+        .beat(database, &mut quiet, async || {
+            sleep(QUIET).await;
             Ok(())
         })
         .await?;
-        Ok(())
-    })
-    .await?;
+    let mut memory_peak = 0.0;
+    let mut backfill = Measured::default();
+    hearts
+        .beat(database, &mut beside, async || {
+            backfill = measured(client, async || {
+                memory_peak = command(database, &["backfill"]).await?;
+                Ok(())
+            })
+            .await?;
+            Ok(())
+        })
+        .await?;
 
-    report.record("one plain statement, alone", plain.secs, "s");
-    report.record("backfill, beside the heartbeats", filled.secs, "s");
-    let ratio = filled.secs / plain.secs;
-    report.figure("backfill / plain statement", ratio, "", Target::Below(1.3));
-    report.record("WAL, plain statement", plain.wal_mib, "MiB");
-    report.record("WAL, backfill", filled.wal_mib, "MiB");
-    report.record("heartbeats' p99 before", before.quantile_ms(0.99), "ms");
-    report.record("heartbeats' p99 meanwhile", during.quantile_ms(0.99), "ms");
-    let ratio = during.quantile_ms(0.99) / before.quantile_ms(0.99);
+    let costs = if statements {
+        Some([
+            cost(client, "apply.keys").await?,
+            cost(client, "runs.compare").await?,
+        ])
+    } else {
+        None
+    };
+    let row = client
+        .query_one(baseline::COUNT_WRONG, &[&i64::from(LONG_CUTOFF_SECS)])
+        .await?;
+    Ok(Turn {
+        plain,
+        backfill,
+        quiet,
+        beside,
+        memory_peak,
+        costs,
+        wrong: row.get(0),
+    })
+}
+
+fn tell(report: &mut Report, turns: &[Turn]) {
+    let middle = |of: &dyn Fn(&Turn) -> f64| median(&turns.iter().map(of).collect::<Vec<_>>());
+    let most = |of: &dyn Fn(&Turn) -> f64| turns.iter().map(of).fold(0.0, f64::max);
+    let each = |of: &dyn Fn(&Turn) -> f64| {
+        let each: Vec<_> = turns
+            .iter()
+            .map(|turn| format!("{:.2}", of(turn)))
+            .collect();
+        each.join(", ")
+    };
+    let time = Turn::time_ratio;
+    report.record("one plain statement, alone", middle(&|t| t.plain.secs), "s");
+    report.record(
+        "backfill, beside the heartbeats",
+        middle(&|t| t.backfill.secs),
+        "s",
+    );
     report.figure(
-        "heartbeats' p99, meanwhile / before",
-        ratio,
+        "backfill / plain statement",
+        middle(&time),
+        "",
+        Target::Below(1.3),
+    );
+    report.note("  from turn to turn", &each(&time));
+    report.record("WAL, plain statement", middle(&|t| t.plain.wal_mib), "MiB");
+    report.record("WAL, backfill", middle(&|t| t.backfill.wal_mib), "MiB");
+    for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+        let without = middle(&|t| t.quiet.quantile_ms(quantile));
+        report.record(&format!("heartbeats' {name} without"), without, "ms");
+        let beside = middle(&|t| t.beside.quantile_ms(quantile));
+        report.record(&format!("heartbeats' {name} meanwhile"), beside, "ms");
+    }
+    let p99 = Turn::p99_ratio;
+    report.figure(
+        "heartbeats' p99, meanwhile / without",
+        middle(&p99),
         "",
         Target::Below(2.0),
     );
-    report.record("heartbeats' longest meanwhile", during.max_ms(), "ms");
-    if statements {
-        let apply = cost(&client, "apply.keys").await?;
-        let compare = cost(&client, "runs.compare").await?;
-        for (what, cost) in [("apply", &apply), ("compare", &compare)] {
-            let what = |part: &str| format!("server time of {what}, {part}");
-            report.record(&what("all calls"), cost.total_ms / 1000.0, "s");
-            report.record(&what("one"), cost.total_ms / cost.calls, "ms");
+    report.note("  from turn to turn", &each(&p99));
+    report.record(
+        "heartbeats' longest meanwhile",
+        most(&|t| t.beside.max_ms()),
+        "ms",
+    );
+    report.record(
+        "heartbeats' longest without",
+        most(&|t| t.quiet.max_ms()),
+        "ms",
+    );
+    let costs: Vec<_> = turns
+        .iter()
+        .filter_map(|turn| turn.costs.as_ref())
+        .collect();
+    for (index, what) in ["apply", "compare"].iter().enumerate() {
+        if costs.is_empty() {
+            break;
         }
+        let middle = |of: &dyn Fn(&Cost) -> f64| {
+            median(
+                &costs
+                    .iter()
+                    .map(|costs| of(&costs[index]))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let what = |part: &str| format!("server time of {what}, {part}");
+        report.record(&what("all calls"), middle(&|c| c.total_ms / 1000.0), "s");
+        report.record(&what("one"), middle(&|c| c.total_ms / c.calls), "ms");
+    }
+    if !costs.is_empty() {
         report.figure(
             "longest apply call, so locks held",
-            apply.max_ms,
+            costs
+                .iter()
+                .map(|costs| costs[0].max_ms)
+                .fold(0.0, f64::max),
             "ms",
             Target::Below(100.0),
         );
     }
     report.figure(
         "memory of the command, peak",
-        peak,
+        most(&|t| t.memory_peak),
         "MiB",
         Target::Below(64.0),
     );
-    let sizes = client.query_one(SIZES, &[]).await?;
-    report.record("table afterwards", sizes.get(0), "MiB");
-    report.record("its indexes", sizes.get(1), "MiB");
-    let row = client
-        .query_one(baseline::COUNT_WRONG, &[&i64::from(LONG_CUTOFF_SECS)])
-        .await?;
     #[expect(clippy::cast_precision_loss, reason = "few are wrong")]
-    report.figure(
-        "statuses wrong",
-        row.get::<_, i64>(0) as f64,
-        "",
-        Target::Below(1.0),
-    );
-    Ok(report)
+    let wrong = most(&|t| t.wrong as f64);
+    report.figure("statuses wrong", wrong, "", Target::Below(1.0));
 }
 
 /// The column new and nothing written to it, the table without a dead row.
@@ -159,39 +282,48 @@ async fn measured(client: &Client, work: impl AsyncFnOnce() -> Result<()>) -> Re
     })
 }
 
-/// Writes heartbeats at a steady rate while `work` goes on; returns how long each took, from when
-/// it was due.
-async fn beside(
-    database: &Database,
+/// The runs whose heartbeats are written.
+struct Hearts {
     first: i32,
-    work: impl AsyncFnOnce() -> Result<()>,
-) -> Result<Durations> {
-    let mut sessions = Vec::new();
-    for client in clients(database, 4).await {
-        let statement = client.prepare(HEARTBEAT).await?;
-        sessions.push((client, statement));
+    /// How many heartbeats there were so far.
+    beaten: Cell<usize>,
+}
+
+impl Hearts {
+    /// Writes heartbeats at a steady rate while `work` goes on; records how long each took, from
+    /// when it was due.
+    async fn beat(
+        &self,
+        database: &Database,
+        durations: &mut Durations,
+        work: impl AsyncFnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let mut sessions = Vec::new();
+        for client in clients(database, 4).await {
+            let statement = client.prepare(HEARTBEAT).await?;
+            sessions.push((client, statement));
+        }
+        let durations = RefCell::new(durations);
+        let start = Instant::now();
+        let beats = open_loop(
+            &sessions,
+            HEARTBEATS,
+            usize::MAX,
+            async |(client, statement), index| {
+                let turn = self.beaten.replace(self.beaten.get() + 1);
+                let run = self.first + i32::try_from(turn % ALIVE)?;
+                #[expect(clippy::cast_precision_loss, reason = "a bench is short")]
+                let due = start + Duration::from_secs_f64(index as f64 / HEARTBEATS);
+                client
+                    .execute(statement, &[&FLOW, &run, &(now_ms() / 1000)])
+                    .await?;
+                durations.borrow_mut().record(due.elapsed());
+                Ok(())
+            },
+        );
+        tokio::select! {
+            done = work() => done,
+            failed = beats => failed.map(drop),
+        }
     }
-    let mut durations = Durations::new();
-    let cell = std::cell::RefCell::new(&mut durations);
-    let start = Instant::now();
-    let beats = open_loop(
-        &sessions,
-        HEARTBEATS,
-        usize::MAX,
-        async |(client, statement), index| {
-            let run = first + i32::try_from(index % usize::try_from(ALIVE)?)?;
-            #[expect(clippy::cast_precision_loss, reason = "a bench is short")]
-            let due = start + Duration::from_secs_f64(index as f64 / HEARTBEATS);
-            client
-                .execute(statement, &[&FLOW, &run, &(now_ms() / 1000)])
-                .await?;
-            cell.borrow_mut().record(due.elapsed());
-            Ok(())
-        },
-    );
-    tokio::select! {
-        done = work() => done?,
-        failed = beats => { failed?; }
-    }
-    Ok(durations)
 }
