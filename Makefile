@@ -34,7 +34,7 @@ lint: ## Format, lints and documentation, with warnings as errors
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 
-bench: ## All benchmarks, half an hour; one of them: make bench-latency, -drain, -sweep, ...
+bench: ## All benchmarks; one of them: make bench-latency, -drain, -sweep, ...
 	@.ci/setup bench
 	$(CARGO) bench --locked --bench bench -- all $(BENCH)
 

@@ -36,6 +36,12 @@ const QUIET: Duration = Duration::from_secs(20);
 const SIZES: &str = "\
 select pg_table_size('runs_v3')::float8 / 1048576, pg_indexes_size('runs_v3')::float8 / 1048576";
 
+/// What the server has counted for a backfill's statements.
+struct Costs {
+    apply: Cost,
+    compare: Cost,
+}
+
 /// One backfill, and what it is measured against.
 struct Turn {
     plain: Measured,
@@ -46,8 +52,8 @@ struct Turn {
     beside: Durations,
     /// MiB.
     memory_peak: f64,
-    /// Of `apply` and `compare`, where statements are counted.
-    costs: Option<[Cost; 2]>,
+    /// Where statements are counted.
+    costs: Option<Costs>,
     wrong: i64,
 }
 
@@ -137,10 +143,10 @@ async fn turn(
         .await?;
 
     let costs = if statements {
-        Some([
-            cost(client, "apply.keys").await?,
-            cost(client, "runs.compare").await?,
-        ])
+        Some(Costs {
+            apply: cost(client, "apply.keys").await?,
+            compare: cost(client, "runs.compare").await?,
+        })
     } else {
         None
     };
@@ -208,33 +214,20 @@ fn tell(report: &mut Report, turns: &[Turn]) {
         most(&|t| t.quiet.max_ms()),
         "ms",
     );
-    let costs: Vec<_> = turns
-        .iter()
-        .filter_map(|turn| turn.costs.as_ref())
-        .collect();
-    for (index, what) in ["apply", "compare"].iter().enumerate() {
-        if costs.is_empty() {
-            break;
-        }
-        let middle = |of: &dyn Fn(&Cost) -> f64| {
-            median(
-                &costs
-                    .iter()
-                    .map(|costs| of(&costs[index]))
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let what = |part: &str| format!("server time of {what}, {part}");
-        report.record(&what("all calls"), middle(&|c| c.total_ms / 1000.0), "s");
-        report.record(&what("one"), middle(&|c| c.total_ms / c.calls), "ms");
-    }
+    let costs: Vec<&Costs> = turns.iter().filter_map(|t| t.costs.as_ref()).collect();
     if !costs.is_empty() {
+        let apply: Vec<_> = costs.iter().map(|costs| costs.apply).collect();
+        let compare: Vec<_> = costs.iter().map(|costs| costs.compare).collect();
+        for (name, costs) in [("apply", &apply), ("compare", &compare)] {
+            let what = |part: &str| format!("server time of {name}, {part}");
+            let all: Vec<_> = costs.iter().map(|c| c.total_ms / 1000.0).collect();
+            report.record(&what("all calls"), median(&all), "s");
+            let one: Vec<_> = costs.iter().map(|c| c.total_ms / c.calls).collect();
+            report.record(&what("one"), median(&one), "ms");
+        }
         report.figure(
             "longest apply call, so locks held",
-            costs
-                .iter()
-                .map(|costs| costs[0].max_ms)
-                .fold(0.0, f64::max),
+            apply.iter().map(|cost| cost.max_ms).fold(0.0, f64::max),
             "ms",
             Target::Below(100.0),
         );
