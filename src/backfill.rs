@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
@@ -61,11 +61,13 @@ pub async fn backfill(
             say("nothing to do: the column is believable; `status-indexer verify` proves it")?;
             return Ok(true);
         }
+        if !state.listening {
+            state::begin_anew(&db, state.generation).await?;
+            bail!(
+                "a trigger is missing or disabled, so that no pass can make the column believable: see `status-indexer migrate status`"
+            );
+        }
         let client = connector.connect(Purpose::Look).await?;
-        ensure!(
-            state.listening,
-            "a trigger is missing or disabled, so that no pass can make the column believable: see `status-indexer migrate status`"
-        );
         let notifying = migrate::notifying_neighbour(&client, &state.runs_table).await?;
         if notifying {
             tracing::warn!(

@@ -232,6 +232,49 @@ async fn a_pass_that_froze_cannot_bless_a_column_made_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pass_that_froze_cannot_bless_what_no_trigger_told_behind_it() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    history(&writer, 2_000).await;
+    assert_eq!(command(&database, &["migrate"]).await.0, Some(0));
+    let frozen = Launch::on(&database)
+        .args(&["backfill", "--batch-size", "100", "--max-rate", "400"])
+        .spawn();
+    let passed = async || -> bool {
+        let row = writer
+            .client()
+            .query_one(
+                "select coalesce(pass_run_number > 1, false) from status_indexer.state",
+                &[],
+            )
+            .await
+            .expect("one row");
+        row.get(0)
+    };
+    eventually(SOON, "the pass has begun", passed).await;
+    frozen.freeze().await;
+    writer
+        .client()
+        .batch_execute(
+            "alter table metadata_v3 disable trigger user;
+             delete from metadata_v3 where flow_id = 'F' and run_number = 1",
+        )
+        .await
+        .expect("the owner may");
+    // Whoever sees that a trigger is off says so in the state, and can do no more.
+    let (code, _) = command(&database, &["backfill"]).await;
+    assert_eq!(code, Some(1));
+    writer
+        .client()
+        .batch_execute("alter table metadata_v3 enable trigger user")
+        .await
+        .expect("the owner may");
+    frozen.thaw();
+    assert_eq!(frozen.exit().await.code(), Some(0));
+    assert_eq!(wrong(&writer).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn verify_lists_what_is_wrong_and_changes_nothing() {
     let database = Database::fresh().await;
     let writer = database.writer().await;

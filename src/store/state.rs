@@ -58,14 +58,14 @@ returning generation";
 const BEGIN_ANEW: &str = "\
 -- state.begin_anew
 update status_indexer.state
-   set pass_flow_id = null,
+   set generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
+       pass_flow_id = null,
        pass_run_number = null,
        pass_started_at = null,
        pass_compared = 0,
        pass_corrected = 0
  where generation = $1
-   and believable_since is null
-   and pass_flow_id is not null";
+   and believable_since is null";
 
 /// The one row of `status_indexer.state`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,7 +172,8 @@ pub async fn finish(db: &Db, generation: i64) -> Result<bool, Error> {
     Ok(!rows.is_empty())
 }
 
-/// Has the next first pass begin at the first run: behind this one, something was not heard.
+/// Has the next first pass begin at the first run, and ends those that are under way: behind them,
+/// something was not heard.
 ///
 /// # Errors
 /// If the call fails.
