@@ -262,13 +262,15 @@ impl FirstPass<'_> {
             .inc_by(u64::try_from(step.compared).unwrap_or(0));
         progress.found.0 += step.completed;
         progress.found.1 += step.failed;
+        let at_once = self.pace.concurrency.saturating_sub(1).max(1);
+        let share = step.differing.len().div_ceil(at_once);
         let calls: Vec<_> = step
             .differing
-            .chunks(BATCH)
+            .chunks(share.clamp(1, self.db.batch().most()))
             .map(|batch| apply(self.db, batch))
             .collect();
         let outcomes: Vec<Applied> = stream::iter(calls)
-            .buffer_unordered(self.pace.concurrency.saturating_sub(1).max(1))
+            .buffer_unordered(at_once)
             .try_collect()
             .await?;
         let mut written = 0;

@@ -14,19 +14,42 @@ const HOLD: Duration = Duration::from_millis(50);
 
 /// See the module. Clones share the size.
 #[derive(Debug, Clone)]
-pub struct BatchSize(Arc<AtomicUsize>);
+pub struct BatchSize {
+    size: Arc<AtomicUsize>,
+    most: usize,
+}
 
 impl BatchSize {
-    /// The largest batch: larger ones save nothing more.
+    /// The largest batch of events: larger ones save hardly any time, and their first event waits
+    /// for the last one.
     pub const MOST: usize = 100;
+
+    /// The largest batch of a pass at full speed: about what a step of history that was never
+    /// judged has to write, so that there is one commit a step, and one flush.
+    pub const MOST_OF_A_PASS: usize = 250;
 
     /// Nothing is known of the server yet, and its first call makes plans.
     const FIRST: usize = 10;
 
+    /// Begins small, and grows to `most`.
+    #[must_use]
+    pub fn up_to(most: usize) -> Self {
+        Self {
+            size: Arc::new(AtomicUsize::new(Self::FIRST.min(most))),
+            most,
+        }
+    }
+
     /// How many runs the next call may judge.
     #[must_use]
     pub fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// How many that can become.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// Learns that a call for so many runs held their rows for so long. Grows by doubling, and
@@ -34,8 +57,8 @@ impl BatchSize {
     pub fn learn(&self, taken: usize, held: Duration) {
         let size = self.get();
         let fitting = match held.as_micros() {
-            0 => Self::MOST,
-            held => usize::try_from(taken as u128 * HOLD.as_micros() / held).unwrap_or(Self::MOST),
+            0 => self.most,
+            held => usize::try_from(taken as u128 * HOLD.as_micros() / held).unwrap_or(self.most),
         };
         let next = if held > HOLD {
             fitting.min(size)
@@ -44,13 +67,7 @@ impl BatchSize {
         } else {
             size
         };
-        self.0.store(next.clamp(1, Self::MOST), Ordering::Relaxed);
-    }
-}
-
-impl Default for BatchSize {
-    fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(Self::FIRST)))
+        self.size.store(next.clamp(1, self.most), Ordering::Relaxed);
     }
 }
 
@@ -60,7 +77,7 @@ mod tests {
 
     #[test]
     fn batches_grow_while_they_are_quick_and_shrink_at_once_to_what_fits() {
-        let size = BatchSize::default();
+        let size = BatchSize::up_to(100);
         let mut seen = Vec::new();
         for _ in 0..5 {
             seen.push(size.get());

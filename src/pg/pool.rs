@@ -101,7 +101,10 @@ impl Db {
             mode,
             metrics,
             stop: CancellationToken::new(),
-            batch: BatchSize::default(),
+            batch: BatchSize::up_to(match purpose {
+                Purpose::Pass => BatchSize::MOST_OF_A_PASS,
+                _ => BatchSize::MOST,
+            }),
             opening: TRANSACTION_SETTINGS,
         }
     }

@@ -48,6 +48,11 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The server's own limit on a statement of the stages. The client gives up later, on its own clock.
 const STATEMENT_TIMEOUT: &str = "30s";
 
+/// Whose entry makes the pending list of an index on tags this long moves all of it into the index,
+/// with the rows of its batch held. With the server's 4 MB the longest call of a backfill of 123,000
+/// statuses took 82 ms, with these 34, and all of them together as long.
+const GIN_PENDING_LIST_LIMIT: &str = "256kB";
+
 /// A LISTEN session that says nothing for so long is that of a frozen process: the server ends it
 /// (since PostgreSQL 14), and with it the lead.
 const LISTEN_IDLE_TIMEOUT: &str = "5s";
@@ -186,6 +191,9 @@ set tcp_user_timeout = 10000;
             sql.push_str("set lock_timeout = '100ms';\n");
             sql.push_str("set idle_in_transaction_session_timeout = '5s';\n");
             sql.push_str(&format!("set statement_timeout = '{STATEMENT_TIMEOUT}';\n"));
+            sql.push_str(&format!(
+                "set gin_pending_list_limit = '{GIN_PENDING_LIST_LIMIT}';\n"
+            ));
         }
         Purpose::Listen => {
             sql.push_str("set lock_timeout = '100ms';\nset statement_timeout = '5s';\n");
@@ -223,4 +231,5 @@ set local search_path = pg_catalog, pg_temp;
 set local lock_timeout = '100ms';
 set local statement_timeout = '30s';
 set local idle_in_transaction_session_timeout = '5s';
-set local synchronous_commit = off;";
+set local synchronous_commit = off;
+set local gin_pending_list_limit = '256kB';";
