@@ -14,7 +14,7 @@ use crate::output::say;
 use crate::pg::{Connector, Db, Purpose, detect_mode};
 use crate::status::Status;
 use crate::store::state;
-use crate::walk::{FirstPass, Listeners, NOTIFYING_RATE, Outcome, Pace, Progress};
+use crate::walk::{FirstPass, Listeners, NOTIFYING_RATE, Outcome, Pace, Progress, STEP};
 
 /// How often progress is told where there is no terminal.
 const TELL: Duration = Duration::from_secs(5);
@@ -27,14 +27,26 @@ pub struct Speed {
     #[arg(long, env = "STATUS_INDEXER_BACKFILL_CONCURRENCY", default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=32))]
     pub concurrency: u8,
-    /// Runs that are compared by one statement
-    #[arg(long, env = "STATUS_INDEXER_BACKFILL_BATCH_SIZE", default_value_t = 2_000, value_name = "RUNS",
+    /// Runs that are compared by one statement; with a rate, no more than a second's
+    #[arg(long, env = "STATUS_INDEXER_BACKFILL_BATCH_SIZE", default_value_t = 8_000, value_name = "RUNS",
           value_parser = clap::value_parser!(i32).range(100..=50_000))]
     pub batch_size: i32,
     /// Runs compared in a second at most [default: no limit]
     #[arg(long, env = "STATUS_INDEXER_BACKFILL_MAX_RATE", value_name = "RUNS",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rate: Option<u32>,
+}
+
+impl Speed {
+    /// Runs that one step compares. Where a rate is set, about a second's at the most, so that no burst
+    /// is followed by a long rest.
+    fn step(&self, notifying: bool) -> i32 {
+        let at_rate = self
+            .max_rate
+            .map_or(i32::MAX, |rate| i32::try_from(rate).unwrap_or(i32::MAX));
+        let spread = if notifying { STEP } else { i32::MAX };
+        self.batch_size.min(at_rate).min(spread)
+    }
 }
 
 /// Makes the column believable. True where it is; false where it was stopped before.
@@ -77,7 +89,7 @@ pub async fn backfill(
         let pass = FirstPass {
             db: &db,
             pace: Pace {
-                step: speed.batch_size,
+                step: speed.step(notifying),
                 concurrency: speed.concurrency.into(),
                 max_rate: speed.max_rate.map(f64::from),
                 max_writes: notifying.then_some(NOTIFYING_RATE),
@@ -193,5 +205,23 @@ impl Report {
             written.join(", "),
             self.started.elapsed().as_secs_f64(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_spreads_the_steps() {
+        let speed = |max_rate| Speed {
+            concurrency: 1,
+            batch_size: 8_000,
+            max_rate,
+        };
+        assert_eq!(speed(None).step(false), 8_000);
+        assert_eq!(speed(None).step(true), STEP);
+        assert_eq!(speed(Some(500)).step(true), 500);
+        assert_eq!(speed(Some(u32::MAX)).step(false), 8_000);
     }
 }

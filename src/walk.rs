@@ -24,7 +24,7 @@ use crate::store::state::{self, State};
 
 pub use steps::Steps;
 
-/// How many runs one step compares: some ten milliseconds of the server's time.
+/// How many runs one step of the daemon compares: some ten milliseconds of the server's time.
 pub const STEP: i32 = 2_000;
 
 /// Statuses a second that a pass writes where each write sends one of upstream's notifications.

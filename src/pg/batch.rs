@@ -24,8 +24,8 @@ impl BatchSize {
     /// for the last one.
     pub const MOST: usize = 100;
 
-    /// The largest batch of a pass at full speed: about what a step of history that was never
-    /// judged has to write, so that there is one commit a step, and one flush.
+    /// The largest batch of a pass at full speed, which has a commit and a flush a batch: in larger
+    /// ones a million runs take no less time.
     pub const MOST_OF_A_PASS: usize = 250;
 
     /// Nothing is known of the server yet, and its first call makes plans.
