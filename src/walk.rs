@@ -263,10 +263,11 @@ impl FirstPass<'_> {
         progress.found.0 += step.completed;
         progress.found.1 += step.failed;
         let at_once = self.pace.concurrency.saturating_sub(1).max(1);
-        let share = step.differing.len().div_ceil(at_once);
+        let differing = step.differing.len();
+        let shares = differing.div_ceil(self.db.batch().most()).max(at_once);
         let calls: Vec<_> = step
             .differing
-            .chunks(share.clamp(1, self.db.batch().most()))
+            .chunks(differing.div_ceil(shares).max(1))
             .map(|batch| apply(self.db, batch))
             .collect();
         let outcomes: Vec<Applied> = stream::iter(calls)
