@@ -49,8 +49,8 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const STATEMENT_TIMEOUT: &str = "30s";
 
 /// Whose entry makes the pending list of an index on tags this long moves all of it into the index,
-/// with the rows of its batch held. With the server's 4 MB the longest call of a backfill of 123,000
-/// statuses took 82 ms, with these 34, and all of them together as long.
+/// with the rows of its batch held. With the server's 4 MB the longest of a backfill's calls, of 100
+/// runs each, took 82 ms, with these 34, and all of them together as long.
 const GIN_PENDING_LIST_LIMIT: &str = "256kB";
 
 /// A LISTEN session that says nothing for so long is that of a frozen process: the server ends it
