@@ -38,14 +38,12 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Runs that one step compares. Where a rate is set, about a second's at the most, so that no burst
-    /// is followed by a long rest.
+    /// Runs that one step compares. Where a rate is set or statuses are told by upstream's triggers, few
+    /// enough that no burst is followed by a long rest.
     fn step(&self, notifying: bool) -> i32 {
-        let at_rate = self
-            .max_rate
-            .map_or(i32::MAX, |rate| i32::try_from(rate).unwrap_or(i32::MAX));
-        let spread = if notifying { STEP } else { i32::MAX };
-        self.batch_size.min(at_rate).min(spread)
+        let at_rate = self.max_rate.and_then(|rate| i32::try_from(rate).ok());
+        let limits = [at_rate, notifying.then_some(STEP)];
+        limits.into_iter().flatten().fold(self.batch_size, i32::min)
     }
 }
 

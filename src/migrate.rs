@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::chain;
 use crate::pg::{Connector, Purpose, SessionMode, detect_mode, quote_ident, quote_literal};
+use crate::store::state::DISBELIEVE;
 pub use report::status;
 use steps::{DOWN_COLUMN, DOWN_SCHEMA, DOWN_TRIGGERS, Kind, MIGRATIONS, Migration};
 pub use tables::{Table, TableNames, Tables, notifying_neighbour};
@@ -37,17 +38,6 @@ const COLUMN_VERSION: i32 = 2;
 
 /// The oldest server that knows all that is used, as `server_version_num`.
 const OLDEST_SERVER: i32 = 120_000;
-
-/// From now on the column is not to be believed, and no pass that has begun can change that.
-const DISBELIEVE: &str = "\
-update status_indexer.state
-   set generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
-       believable_since = null,
-       pass_flow_id = null,
-       pass_run_number = null,
-       pass_started_at = null,
-       pass_compared = 0,
-       pass_corrected = 0;";
 
 /// What `up` is to do.
 #[derive(Debug, Clone)]

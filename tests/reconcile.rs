@@ -195,8 +195,8 @@ async fn a_backfill_that_is_stopped_goes_on_where_it_was_and_several_do_no_harm(
     assert_eq!(wrong(&writer).await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pass_that_froze_cannot_bless_a_column_made_after_it() {
+/// A database with 2,000 runs and a backfill of it that has compared some of them, and is frozen.
+async fn frozen_backfill() -> (Database, Writer, Daemon) {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     history(&writer, 2_000).await;
@@ -214,6 +214,12 @@ async fn a_pass_that_froze_cannot_bless_a_column_made_after_it() {
     })
     .await;
     frozen.freeze().await;
+    (database, writer, frozen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_that_froze_cannot_bless_a_column_made_after_it() {
+    let (database, writer, frozen) = frozen_backfill().await;
     assert_eq!(command(&database, &["migrate", "down"]).await.0, Some(0));
     assert_eq!(command(&database, &["migrate", "up"]).await.0, Some(0));
     // From here on somebody believes the column if, and only if, a whole pass was made over it.
@@ -233,26 +239,7 @@ async fn a_pass_that_froze_cannot_bless_a_column_made_after_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pass_that_froze_cannot_bless_what_no_trigger_told_behind_it() {
-    let database = Database::fresh().await;
-    let writer = database.writer().await;
-    history(&writer, 2_000).await;
-    assert_eq!(command(&database, &["migrate"]).await.0, Some(0));
-    let frozen = Launch::on(&database)
-        .args(&["backfill", "--batch-size", "100", "--max-rate", "400"])
-        .spawn();
-    let passed = async || -> bool {
-        let row = writer
-            .client()
-            .query_one(
-                "select coalesce(pass_run_number > 1, false) from status_indexer.state",
-                &[],
-            )
-            .await
-            .expect("one row");
-        row.get(0)
-    };
-    eventually(SOON, "the pass has begun", passed).await;
-    frozen.freeze().await;
+    let (database, writer, frozen) = frozen_backfill().await;
     writer
         .client()
         .batch_execute(

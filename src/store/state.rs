@@ -17,19 +17,39 @@ select cutoff_secs, definition_version, generation, believable_since is not null
        pass_flow_id, pass_run_number, pass_compared, pass_corrected, runs_table, metadata_table
   from status_indexer.state";
 
-const ADOPT_CUTOFF: &str = "\
--- state.adopt_cutoff
-update status_indexer.state
-   set cutoff_secs = $1,
-       generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
+/// What a statement sets with which the column is not to be believed from now on, and no pass that has
+/// begun can change that: the next one begins at the first run.
+macro_rules! disbelieved {
+    () => {
+        "generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
        believable_since = null,
        pass_flow_id = null,
        pass_run_number = null,
        pass_started_at = null,
        pass_compared = 0,
-       pass_corrected = 0
+       pass_corrected = 0"
+    };
+}
+
+/// For a migration's own transaction.
+pub(crate) const DISBELIEVE: &str = concat!(
+    "update status_indexer.state
+   set ",
+    disbelieved!(),
+    ";"
+);
+
+const ADOPT_CUTOFF: &str = concat!(
+    "\
+-- state.adopt_cutoff
+update status_indexer.state
+   set cutoff_secs = $1,
+       ",
+    disbelieved!(),
+    "
  where cutoff_secs <> $1
-returning generation";
+returning generation"
+);
 
 const ADVANCE: &str = "\
 -- state.advance
@@ -55,17 +75,16 @@ update status_indexer.state
    and (believable_since is not null or status_indexer.listening())
 returning generation";
 
-const BEGIN_ANEW: &str = "\
+const BEGIN_ANEW: &str = concat!(
+    "\
 -- state.begin_anew
 update status_indexer.state
-   set generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
-       pass_flow_id = null,
-       pass_run_number = null,
-       pass_started_at = null,
-       pass_compared = 0,
-       pass_corrected = 0
+   set ",
+    disbelieved!(),
+    "
  where generation = $1
-   and believable_since is null";
+   and believable_since is null"
+);
 
 /// The one row of `status_indexer.state`.
 #[derive(Debug, Clone, PartialEq, Eq)]
