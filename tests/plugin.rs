@@ -290,13 +290,13 @@ async fn the_joins_answer_until_the_column_is_believable_and_the_column_from_the
     assert_eq!(service.ask("failed").await, column(&[third, first]));
     assert_eq!(service.ask("completed").await, column(&[second]));
     assert_eq!(service.ask("running").await, column(&[]));
-    // One line for each change, however many looks there were.
+    // One line for each change, however many looks there were. A look may fall between two steps of
+    // the migration, which has a doubt of its own.
     let said = service.said();
-    assert_eq!(said.len(), 3, "{said:?}");
-    assert!(
-        said[..2].iter().all(|line| line.starts_with(OWN)),
-        "{said:?}"
-    );
+    let (last, doubts) = said.split_last().expect("it has said something");
+    assert_eq!(last, ON);
+    assert!(doubts.iter().all(|line| line.starts_with(OWN)), "{said:?}");
+    assert!(said.windows(2).all(|two| two[0] != two[1]), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
