@@ -3,8 +3,9 @@
 //! Both write the same rows, those that are not `completed`, of a table that is packed anew before
 //! each: `update ... from` in one statement with the definition computed set-wise, and the
 //! `backfill` command. Heartbeats of healthy runs are written all the while, to see whom it keeps
-//! waiting, as many without it as beside it. Turn by turn, because a machine is not the same from minute
-//! to minute.
+//! waiting, as many without it as beside it. A machine is not the same from minute to minute: hence
+//! turns, and in each the backfill is held against the mean of the statement before it and the one
+//! after it.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -44,7 +45,8 @@ struct Costs {
 
 /// One backfill, and what it is measured against.
 struct Turn {
-    plain: Measured,
+    /// The plain statement before it, and the one after it.
+    plain: [Measured; 2],
     backfill: Measured,
     /// Heartbeats before it.
     quiet: Durations,
@@ -62,8 +64,13 @@ impl Turn {
         self.beside.quantile_ms(0.99) / self.quiet.quantile_ms(0.99)
     }
 
+    fn plain_secs(&self) -> f64 {
+        let [before, after] = &self.plain;
+        f64::midpoint(before.secs, after.secs)
+    }
+
     fn time_ratio(&self) -> f64 {
-        self.backfill.secs / self.plain.secs
+        self.backfill.secs / self.plain_secs()
     }
 }
 
@@ -84,10 +91,13 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
         beaten: Cell::new(0),
     };
     let mut turns = Vec::new();
+    let mut before = plain(database, &client).await?;
     for _ in 0..settings.rounds {
-        let turn = turn(database, &client, &hearts, statements).await?;
+        let turn = turn(database, &client, &hearts, statements, before).await?;
+        before = turn.plain[1];
         eprintln!(
-            "  a turn: backfill / plain {:.2}, heartbeats' p99 {:.2} of {:.2} ms",
+            "  a turn: backfill {:.1} s, {:.2} of the plain statement; heartbeats' p99 {:.2} of {:.2} ms",
+            turn.backfill.secs,
             turn.time_ratio(),
             turn.p99_ratio(),
             turn.quiet.quantile_ms(0.99)
@@ -101,22 +111,26 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     Ok(report)
 }
 
-async fn turn(
-    database: &Database,
-    client: &Client,
-    hearts: &Hearts,
-    statements: bool,
-) -> Result<Turn> {
+/// The plain statement, on a table made anew.
+async fn plain(database: &Database, client: &Client) -> Result<Measured> {
     start_anew(database, client).await?;
-    let plain = measured(client, async || {
+    measured(client, async || {
         client.batch_execute("set jit = off").await?;
         client
             .execute(baseline::SPARSE_UPDATE, &[&i64::from(LONG_CUTOFF_SECS)])
             .await?;
         Ok(())
     })
-    .await?;
+    .await
+}
 
+async fn turn(
+    database: &Database,
+    client: &Client,
+    hearts: &Hearts,
+    statements: bool,
+    before: Measured,
+) -> Result<Turn> {
     start_anew(database, client).await?;
     if statements {
         forget_costs(client).await?;
@@ -154,7 +168,7 @@ async fn turn(
         .query_one(baseline::COUNT_WRONG, &[&i64::from(LONG_CUTOFF_SECS)])
         .await?;
     Ok(Turn {
-        plain,
+        plain: [before, plain(database, client).await?],
         backfill,
         quiet,
         beside,
@@ -175,7 +189,7 @@ fn tell(report: &mut Report, turns: &[Turn]) {
         each.join(", ")
     };
     let time = Turn::time_ratio;
-    report.record("one plain statement, alone", middle(&|t| t.plain.secs), "s");
+    report.record("one plain statement, alone", middle(&Turn::plain_secs), "s");
     report.record(
         "backfill, beside the heartbeats",
         middle(&|t| t.backfill.secs),
@@ -188,7 +202,11 @@ fn tell(report: &mut Report, turns: &[Turn]) {
         Target::Below(1.3),
     );
     report.note("  from turn to turn", &each(&time));
-    report.record("WAL, plain statement", middle(&|t| t.plain.wal_mib), "MiB");
+    report.record(
+        "WAL, plain statement",
+        middle(&|t| t.plain[0].wal_mib),
+        "MiB",
+    );
     report.record("WAL, backfill", middle(&|t| t.backfill.wal_mib), "MiB");
     for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
         let without = middle(&|t| t.quiet.quantile_ms(quantile));
@@ -255,7 +273,7 @@ async fn start_anew(database: &Database, client: &Client) -> Result<()> {
     Ok(())
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Measured {
     secs: f64,
     wal_mib: f64,
