@@ -122,25 +122,15 @@ $$;
 
 -- The same for a range of a flow's runs, both ends included, those with an `attempt_ok` alone: one
 -- look at a stretch of metadata_v3_akey instead of one a run. It passes by every index entry of the
--- runs, so it is for runs with few metadata rows.
+-- runs, so it is for runs with few metadata rows. The newest `attempt`, which is a look more for each
+-- run that failed, is left to those who need it.
 create function status_indexer.evidence_between(flow_id text, low bigint, high bigint)
-returns table (run_number bigint, ok boolean, ok_ts bigint, ok_id bigint, retry_ts bigint)
+returns table (run_number bigint, ok boolean, ok_ts bigint, ok_id bigint)
 language sql stable parallel safe as $$
   select newest.run_number,
          case newest.ok[3] when 1 then true when 0 then false end,
          newest.ok[1],
-         newest.ok[2],
-         case newest.ok[3]
-           when 0 then (select (max(array[a.ts_epoch]))[1]
-                          from (select m.ts_epoch
-                                  from {{metadata}} m
-                                 where m.flow_id = evidence_between.flow_id
-                                   and m.run_number = newest.run_number
-                                   and m.step_name = 'end'
-                                   and m.field_name = 'attempt'
-                                   and status_indexer.is_field(m.field_name, 'attempt')
-                                 order by m.task_id) a)
-         end
+         newest.ok[2]
     from (select m.run_number::bigint,
                  max(array[m.ts_epoch, m.id, case status_indexer.read_boolean(m.value)
                                                when true then 1

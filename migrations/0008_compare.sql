@@ -10,7 +10,7 @@ create function status_indexer.compare(
   out last_flow_id    text,
   out last_run_number bigint,
   out compared        integer,
-  -- How many of them the definition says are completed, and failed.
+  -- How many of them the definition says are completed, and failed; null where reasons are not wanted.
   out completed       integer,
   out failed          integer,
   out at_secs         double precision,
@@ -60,19 +60,19 @@ begin
       from walked
      group by flow_id
   ), found as (
-    select g.flow_id, e.run_number, e.ok, e.ok_ts, e.ok_id, e.retry_ts
+    select g.flow_id, e.run_number, e.ok, e.ok_ts, e.ok_id
       from ranges g
      cross join lateral status_indexer.evidence_between(g.flow_id, g.low, g.high) e
      where thin
      union all
-    select w.flow_id, w.run_number, e.ok, e.ok_ts, e.ok_id, e.retry_ts
+    select w.flow_id, w.run_number, e.ok, e.ok_ts, e.ok_id
       from walked w
      cross join lateral status_indexer.evidence(w.flow_id, w.run_number) e
      where not thin
   )
   select count(*),
-         count(*) filter (where expected = 'completed'),
-         count(*) filter (where expected = 'failed'),
+         case when reasons then count(*) filter (where expected = 'completed') end,
+         case when reasons then count(*) filter (where expected = 'failed') end,
          (select flow_id from ranges order by flow_id desc limit 1),
          (select high from ranges order by flow_id desc limit 1),
          array_agg(flow_id) filter (where stored <> expected),
@@ -101,17 +101,31 @@ begin
     into compared, completed, failed, last_flow_id, last_run_number, flow_ids, run_numbers, drift
     -- `offset 0` keeps the planner from putting an expression's text wherever its name stands.
     from (select j.*, status_indexer.status(j.reason) as expected
-            from (select w.flow_id,
-                         w.run_number,
-                         w.run_status as stored,
-                         w.last_heartbeat_ts as heartbeat,
-                         e.ok,
-                         e.ok_ts,
-                         e.ok_id,
-                         e.retry_ts,
-                         status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, w.last_heartbeat_ts, clock_secs, cutoff) as reason
-                    from walked w
-                    left join found e on e.flow_id = w.flow_id and e.run_number = w.run_number
+            from (select i.*,
+                         status_indexer.reason(i.ok, i.ok_ts, i.retry_ts, i.heartbeat, clock_secs, cutoff) as reason
+                    from (select w.flow_id,
+                                 w.run_number,
+                                 w.run_status as stored,
+                                 w.last_heartbeat_ts as heartbeat,
+                                 e.ok,
+                                 e.ok_ts,
+                                 e.ok_id,
+                                 -- As in `evidence`. Whether an end that failed is tried again is no
+                                 -- question where `completed` is stored, which is wrong either way.
+                                 case when not e.ok and (reasons or w.run_status <> 'completed') then
+                                   (select (max(array[a.ts_epoch]))[1]
+                                      from (select m.ts_epoch
+                                              from {{metadata}} m
+                                             where m.flow_id = w.flow_id
+                                               and m.run_number = w.run_number
+                                               and m.step_name = 'end'
+                                               and m.field_name = 'attempt'
+                                               and status_indexer.is_field(m.field_name, 'attempt')
+                                             order by m.task_id) a)
+                                 end as retry_ts
+                            from walked w
+                            left join found e on e.flow_id = w.flow_id and e.run_number = w.run_number
+                          offset 0) i
                   offset 0) j
           offset 0) n;
 end

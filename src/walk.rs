@@ -88,8 +88,6 @@ pub struct Progress {
     pub corrected: i64,
     /// Statuses written since it was started or resumed, by what was written.
     pub written: BTreeMap<Status, i64>,
-    /// Runs that are completed, and failed, by the definition, since it was started or resumed.
-    pub found: (i64, i64),
 }
 
 /// How a first pass ended.
@@ -260,8 +258,6 @@ impl FirstPass<'_> {
         self.metrics
             .reconciled_total
             .inc_by(u64::try_from(step.compared).unwrap_or(0));
-        progress.found.0 += step.completed;
-        progress.found.1 += step.failed;
         let at_once = self.pace.concurrency.saturating_sub(1).max(1);
         let differing = step.differing.len();
         let shares = differing.div_ceil(self.db.batch().most()).max(at_once);

@@ -126,9 +126,9 @@ pub struct Compared {
     pub last: Option<RunKey>,
     /// How many runs were looked at.
     pub compared: i64,
-    /// How many of them the definition says are completed.
+    /// How many of them the definition says are completed; none where reasons are not wanted.
     pub completed: i64,
-    /// How many of them the definition says are failed.
+    /// How many of them the definition says are failed; none where reasons are not wanted.
     pub failed: i64,
     /// The database's clock, seconds since the epoch.
     pub at_secs: f64,
@@ -168,11 +168,12 @@ pub async fn compare(
     ];
     let row = db.query_one(COMPARE, &values, LONG).await?;
     let name = name_of(COMPARE);
+    let count = |of| column::<Option<i32>>(&row, name, of).map(|count| count.unwrap_or(0).into());
     Ok(Compared {
         last: key(&row, name, "last_flow_id", "last_run_number")?,
         compared: column::<i32>(&row, name, "compared")?.into(),
-        completed: column::<i32>(&row, name, "completed")?.into(),
-        failed: column::<i32>(&row, name, "failed")?.into(),
+        completed: count("completed")?,
+        failed: count("failed")?,
         at_secs: column(&row, name, "at_secs")?,
         replayed_secs: column(&row, name, "replayed_secs")?,
         differing: keys(&row, name)?,
