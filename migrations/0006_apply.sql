@@ -12,8 +12,9 @@ create function status_indexer.apply(
   out applied   integer,
   -- [[flow_id, run_number], ...] of the rows that were locked by somebody else.
   out skipped   jsonb,
-  -- [{flow_id, run_number, from, to, reason}, ...]
-  out changes   jsonb,
+  -- [{flow_id, run_number, from, to, reason}, ...], as the text that it is sent as: jsonb would be
+  -- put together only to be taken apart.
+  out changes   json,
   -- [{flow_id, run_number, value}, ...] of the runs whose newest attempt_ok is no boolean.
   out invalid   jsonb,
   -- The next moment that time alone changes one of these runs, seconds since the epoch.
@@ -123,11 +124,11 @@ begin
        set due_secs = excluded.due_secs
      where t.due_secs <> excluded.due_secs
   )
-  select jsonb_agg(jsonb_build_object('flow_id', flow_id,
-                                      'run_number', run_number,
-                                      'from', was,
-                                      'to', status_indexer.status(reason),
-                                      'reason', reason))
+  select json_agg(json_build_object('flow_id', flow_id,
+                                    'run_number', run_number,
+                                    'from', was,
+                                    'to', status_indexer.status(reason),
+                                    'reason', reason))
            filter (where was <> status_indexer.status(reason)),
          jsonb_agg(jsonb_build_object('flow_id', flow_id,
                                       'run_number', run_number,
@@ -155,7 +156,7 @@ create function status_indexer.drain(
   out lags      double precision[],
   out applied   integer,
   out skipped   jsonb,
-  out changes   jsonb,
+  out changes   json,
   out invalid   jsonb,
   out next_deadline double precision,
   out held_secs double precision
