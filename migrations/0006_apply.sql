@@ -209,3 +209,31 @@ begin
       or not skipped @> jsonb_build_array(jsonb_build_array(k.flow_id, k.run_number));
 end
 $$;
+
+-- Moves what updates have left in the pending lists of the runs' GIN indexes (upstream's on tags)
+-- into those indexes. Whose entry makes a list too long moves all of it, with the rows of his batch
+-- held; a pass calls this between two batches instead, when it holds none. With the rights of its
+-- owner, for nobody but the index's may. Whatever stands in the way, the next update or vacuum
+-- does it. Open to all who may use the schema: it is no more than what any update may have to do.
+create function status_indexer.move_pending() returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  pending regclass;
+begin
+  for pending in
+    select i.indexrelid
+      from status_indexer.state s
+      join pg_index i on i.indrelid = to_regclass(s.runs_table) and i.indisvalid
+      join pg_class c on c.oid = i.indexrelid
+      join pg_am a on a.oid = c.relam and a.amname = 'gin'
+  loop
+    begin
+      perform gin_clean_pending_list(pending);
+    exception when others then
+      raise debug 'status_indexer: the pending list of % was not moved: % (%)', pending, sqlerrm, sqlstate;
+    end;
+  end loop;
+end
+$$;

@@ -161,6 +161,32 @@ async fn backfill_makes_the_column_believable_and_counts_what_it_wrote() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_leaves_the_index_on_tags_nothing_to_catch_up_with() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    history(&writer, 1_000).await;
+    assert_eq!(command(&database, &["migrate"]).await.0, Some(0));
+    let pending_pages = async || -> i64 {
+        writer
+            .client()
+            .query_one(
+                "select gin_clean_pending_list('runs_v3_idx_gin_tags_combined')",
+                &[],
+            )
+            .await
+            .expect("the superuser may")
+            .get(0)
+    };
+    assert!(
+        pending_pages().await > 0,
+        "the insert's, so that updates leave some too"
+    );
+    assert_eq!(command(&database, &["backfill"]).await.0, Some(0));
+    assert_eq!(wrong(&writer).await, 0);
+    assert_eq!(pending_pages().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backfill_that_is_stopped_goes_on_where_it_was_and_several_do_no_harm() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
@@ -185,7 +211,10 @@ async fn a_backfill_that_is_stopped_goes_on_where_it_was_and_several_do_no_harm(
     let stopped_at = position().await;
     assert!(stopped_at < Some(3_000));
     let (one, two) = tokio::join!(
-        command(&database, &["backfill", "--batch-size", "100"]),
+        command(
+            &database,
+            &["backfill", "--batch-size", "100", "--concurrency", "2"]
+        ),
         command(
             &database,
             &["backfill", "--batch-size", "150", "--concurrency", "4"]

@@ -10,6 +10,7 @@ drop function if exists status_indexer.explain(text, text);
 drop function if exists status_indexer.skip(text, bigint, integer);
 drop function if exists status_indexer.compare(text, bigint, integer, boolean);
 drop function if exists status_indexer.due(double precision, boolean);
+drop function if exists status_indexer.move_pending();
 drop function if exists status_indexer.drain(bigint, integer, integer);
 drop function if exists status_indexer.apply(text[], bigint[], timestamptz[]);
 drop function if exists status_indexer.evidence_between(text, bigint, bigint);

@@ -17,8 +17,8 @@ pub enum Purpose {
     /// Short calls of the stages. Commits asynchronously: a status is written in the transaction
     /// that takes its queue row, so a crash of the server undoes both or neither.
     Work,
-    /// The same calls by a pass at full speed. Commits flush what they wrote, here alone: some hundred
-    /// kilobytes at a time, which otherwise the next heartbeat's commit would have to wait for.
+    /// The same calls by a pass at full speed. Commits flush what they wrote, here alone: about a
+    /// megabyte at a time, which otherwise the next heartbeat's commit would have to wait for.
     Pass,
     /// The LISTEN session, which also holds the lead.
     Listen,
@@ -52,6 +52,10 @@ const STATEMENT_TIMEOUT: &str = "30s";
 /// with the rows of its batch held. With the server's 4 MB the longest of a backfill's calls, of 100
 /// runs each, took 82 ms, with these 34, and all of them together as long.
 const GIN_PENDING_LIST_LIMIT: &str = "256kB";
+
+/// The same of a pass at full speed, which has the list moved before it is so long, with no row held
+/// (`status_indexer.move_pending`). The server's default.
+const GIN_PENDING_LIST_LIMIT_OF_A_PASS: &str = "4MB";
 
 /// A LISTEN session that says nothing for so long is that of a frozen process: the server ends it
 /// (since PostgreSQL 14), and with it the lead.
@@ -183,17 +187,15 @@ set tcp_user_timeout = 10000;
     }
     match purpose {
         Purpose::Work | Purpose::Pass => {
-            let flushed = match purpose {
-                Purpose::Pass => "local",
-                _ => "off",
+            let (flushed, pending) = match purpose {
+                Purpose::Pass => ("local", GIN_PENDING_LIST_LIMIT_OF_A_PASS),
+                _ => ("off", GIN_PENDING_LIST_LIMIT),
             };
             sql.push_str(&format!("set synchronous_commit = {flushed};\n"));
             sql.push_str("set lock_timeout = '100ms';\n");
             sql.push_str("set idle_in_transaction_session_timeout = '5s';\n");
             sql.push_str(&format!("set statement_timeout = '{STATEMENT_TIMEOUT}';\n"));
-            sql.push_str(&format!(
-                "set gin_pending_list_limit = '{GIN_PENDING_LIST_LIMIT}';\n"
-            ));
+            sql.push_str(&format!("set gin_pending_list_limit = '{pending}';\n"));
         }
         Purpose::Listen => {
             sql.push_str("set lock_timeout = '100ms';\nset statement_timeout = '5s';\n");

@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 use super::{column, list};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::pg::{BatchSize, Db, SHORT, name_of};
+use crate::pg::{BatchSize, Db, LONG, SHORT, name_of};
 use crate::status::{Reason, RunKey, Status};
 
 /// How many runs are worth a call; the server's speed decides how many calls they are.
@@ -19,6 +19,10 @@ const APPLY: &str = "\
 -- apply.keys
 select applied, skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.apply($1, $2, null)";
+
+const MOVE_PENDING: &str = "\
+-- apply.move_pending
+select status_indexer.move_pending()";
 
 /// A status that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -154,4 +158,12 @@ async fn apply_batch(db: &Db, keys: &[RunKey]) -> Result<Applied, Error> {
         )
         .await?;
     Applied::read(&row, name_of(APPLY))
+}
+
+/// Brings the runs' GIN indexes up to date while no row is held, so that no batch has to.
+///
+/// # Errors
+/// If the call fails.
+pub async fn move_pending(db: &Db) -> Result<(), Error> {
+    db.query(MOVE_PENDING, &[], LONG).await.map(drop)
 }
