@@ -6,10 +6,11 @@
 //! connections of its own). Served by [`crate::http`]; never writes.
 
 mod cursor;
+mod error;
 mod filter;
 mod openapi;
 mod params;
-mod problem;
+
 mod reader;
 mod run_status;
 mod runs;
@@ -25,8 +26,8 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, Uri};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use error::ApiError;
 use params::{MAX_PATH, MAX_QUERY, decode};
-use problem::Problem;
 use reader::ReadError;
 pub use reader::{Limits, Reader};
 
@@ -100,15 +101,15 @@ impl Api {
         }
     }
 
-    fn reader(&self) -> Result<&Reader, Problem> {
+    fn reader(&self) -> Result<&Reader, ApiError> {
         self.reader
             .get()
-            .ok_or_else(|| Problem::unavailable("the database has not answered yet"))
+            .ok_or_else(|| ApiError::unavailable("the database has not answered yet"))
     }
 
     /// Finds the route of a path as it was sent: escapes are undone within its parts, so that a
     /// flow's name may hold a `/`. None where there is none.
-    fn route(&self, path: &str) -> Option<Result<Route, Problem>> {
+    fn route(&self, path: &str) -> Option<Result<Route, ApiError>> {
         let rest = path.strip_prefix(&self.prefix)?.strip_prefix('/')?;
         let parts: Vec<&str> = rest.split('/').collect();
         if parts.contains(&"") {
@@ -149,22 +150,22 @@ async fn dispatch(
     api: &Arc<Api>,
     method: &Method,
     uri: &Uri,
-) -> (&'static str, Result<Response<Body>, Problem>) {
+) -> (&'static str, Result<Response<Body>, ApiError>) {
     let query = uri.query().unwrap_or_default();
     if uri.path().len() > MAX_PATH {
-        return ("other", Err(Problem::long("path", MAX_PATH)));
+        return ("other", Err(ApiError::long("path", MAX_PATH)));
     }
     let route = match api.route(uri.path()) {
-        None => return ("other", Err(Problem::absent("there is nothing here"))),
+        None => return ("other", Err(ApiError::absent("there is nothing here"))),
         Some(Err(problem)) => return ("other", Err(problem)),
         Some(Ok(route)) => route,
     };
     let name = route.name();
     if method != Method::GET {
-        return (name, Err(Problem::method()));
+        return (name, Err(ApiError::method()));
     }
     if query.len() > MAX_QUERY {
-        return (name, Err(Problem::long("query", MAX_QUERY)));
+        return (name, Err(ApiError::long("query", MAX_QUERY)));
     }
     let outcome = match route {
         Route::Runs(flow_id) => runs::list(api, flow_id, query).await,
@@ -178,11 +179,11 @@ async fn dispatch(
 }
 
 /// What a read that failed is to the client.
-fn problem_of(error: ReadError) -> Problem {
+fn api_error(error: ReadError) -> ApiError {
     match error {
-        ReadError::Busy => Problem::busy(),
-        ReadError::Slow => Problem::unavailable("the database took too long: narrow the filter"),
-        ReadError::Value => Problem::bad("a filter's value cannot be compared with its field"),
-        ReadError::Database => Problem::unavailable("the database does not answer"),
+        ReadError::Busy => ApiError::busy(),
+        ReadError::Slow => ApiError::unavailable("the database took too long: narrow the filter"),
+        ReadError::Value => ApiError::bad("a filter's value cannot be compared with its field"),
+        ReadError::Database => ApiError::unavailable("the database does not answer"),
     }
 }

@@ -1,41 +1,41 @@
-//! Wires the stages, watches over them, and winds them down.
+//! The daemon: starts its stages, watches over them, and stops them.
 //!
-//! A stage that ends early, by a panic or otherwise, stops the daemon with an error: a daemon that
-//! half works looks healthy and is not. The database going away stops nothing.
+//! The stages, in the order of an event's path: the [`listener`] receives notifications and holds the
+//! leadership, the [`worker`] drains the queue, the [`sweeper`] handles deadlines, the [`reconciler`]
+//! proves the column; the [`sampler`] sets gauges. A stage that ends early, by a panic or otherwise,
+//! stops the daemon with an error, because half a daemon looks healthy and is not. An unavailable
+//! database stops nothing.
+
+mod leadership;
+mod listener;
+mod reconciler;
+mod sampler;
+mod startup;
+mod sweeper;
+mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Reader};
-use crate::backoff::Backoff;
 use crate::config::{ApiArgs, DaemonArgs};
-use crate::error::{Error, Remedy, chain, remedy_of};
 use crate::http;
-use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::migrate;
-use crate::pg::{Connector, Db, Purpose, SessionMode, detect_mode};
-use crate::reconciler::Reconciler;
-use crate::signals::{Alarm, Lead, LeadWatch, Wake};
-use crate::store::queue;
-use crate::store::state::{self, DEFINITION_VERSION, State};
-use crate::sweeper::Sweeper;
-use crate::walk::Listeners;
-use crate::worker::Worker;
-
-/// How often what a scrape shows, but no stage learns by itself, is asked for.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(15);
-
-/// The same, until the column is believable.
-const SAMPLE_INTERVAL_AT_FIRST: Duration = Duration::from_secs(1);
-
-/// How long an attempt to start may go on after the signal to stop.
-const START_GRACE: Duration = Duration::from_secs(2);
+use crate::pg::{Connector, Db, SessionProfile};
+use crate::signals::Signals;
+use crate::store::Store;
+use leadership::Leadership;
+use listener::Listener;
+use reconciler::Reconciler;
+use sampler::Sampler;
+use startup::{Started, Startup};
+use sweeper::Sweeper;
+use worker::Worker;
 
 /// What the daemon runs with.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub struct Daemon {
     pub reader: Connector,
     /// Limits and addresses.
     pub args: DaemonArgs,
-    /// The same, of the read API.
+    /// Limits and addresses of the read API.
     pub api: ApiArgs,
     /// The cutoff that it puts in force when it leads, seconds.
     pub cutoff_secs: i64,
@@ -63,21 +63,14 @@ pub struct Addresses {
     pub api: http::Bound,
 }
 
-/// How a stage ended, by its name.
+/// How a stage ended, with its name.
 type Ended = (&'static str, anyhow::Result<()>);
 
-/// What is known once the database has answered.
-struct Start {
-    mode: SessionMode,
-    state: State,
-    notifying_neighbour: bool,
-}
-
 impl Daemon {
-    /// Runs until `stop`, then lets what is under way finish.
+    /// Runs until `stop`, then lets the work in progress finish.
     ///
     /// # Errors
-    /// If it cannot start, a stage ends early, or the stages do not stop within the deadline.
+    /// If it cannot start, a stage ends early, or the stages do not stop in time.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let addresses = Addresses {
             metrics: http::bind(self.args.metrics_listen).await?,
@@ -110,25 +103,30 @@ impl Daemon {
             stages.spawn(async move { ("http", http::serve_metrics(bound, metrics, stop).await) });
         }
         let api = self.spawn_api(&mut stages, addresses.api, &metrics, &stop);
+        let startup = Startup {
+            connector: &self.connector,
+            session_mode: self.args.session_mode,
+            migrate: self.migrate.as_ref(),
+        };
         let started = tokio::select! {
-            started = self.start(&stop) => started?,
+            started = startup.run(&stop) => started?,
             early = early_end(&mut stages, &stop) => return Err(early),
         };
-        let Some(start) = started else {
+        let Some(started) = started else {
             return Ok(());
         };
         api.open(Reader::new(
             &self.reader,
-            start.mode,
+            started.mode,
             self.api.limits(),
-            &start.state.runs_table,
+            &started.state.runs_table,
             metrics.clone(),
         ));
-        self.spawn_stages(&mut stages, &start, &metrics, &stop);
+        self.spawn_stages(&mut stages, &started, &metrics, &stop);
         self.supervise(stages, &stop).await
     }
 
-    /// Serves the API from the start: until there is a reader, what it says is that there is none.
+    /// Serves the API from the start; until there is a reader, it answers 503.
     fn spawn_api(
         &self,
         stages: &mut JoinSet<Ended>,
@@ -151,154 +149,67 @@ impl Daemon {
         api
     }
 
-    /// Waits for the database, migrates if told to, and learns what it must know. None when
-    /// stopped meanwhile.
-    async fn start(&self, stop: &CancellationToken) -> anyhow::Result<Option<Start>> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        loop {
-            let attempt = tokio::select! {
-                attempt = self.try_start(stop) => attempt,
-                () = patience_with(stop) => return Ok(None),
-            };
-            let error = match attempt {
-                Ok(start) => return Ok(Some(start)),
-                Err(error) => error,
-            };
-            if stop.is_cancelled() {
-                return Ok(None);
-            }
-            if !away(&error) {
-                return Err(error);
-            }
-            let wait = backoff.next_wait();
-            tracing::warn!(
-                error = chain(error.as_ref()),
-                retry_in_secs = wait.as_secs_f64(),
-                "waiting for the database"
-            );
-            if stop
-                .run_until_cancelled(tokio::time::sleep(wait))
-                .await
-                .is_none()
-            {
-                return Ok(None);
-            }
-        }
-    }
-
-    async fn try_start(&self, stop: &CancellationToken) -> anyhow::Result<Start> {
-        if let Some(options) = &self.migrate {
-            migrate::up(&self.connector, options, stop).await?;
-        }
-        let mode = match self.args.session_mode {
-            SessionMode::Auto => detect_mode(&self.connector).await?,
-            mode => mode,
-        };
-        if mode == SessionMode::Transaction {
-            tracing::warn!(
-                "connections are not sessions (a transaction pooler): no LISTEN and no lead; the \
-                 queue is polled, and every daemon works"
-            );
-        }
-        let db = Db::new(&self.connector, mode, 1, Metrics::new());
-        let state = state::load(&db).await;
-        if matches!(&state, Err(error) if error.remedy() == Remedy::Migrate) {
-            bail!(
-                "the database has no status indexer in it, or another version's: run `status-indexer migrate up` as the tables' owner, or start with --migrate"
-            );
-        }
-        if matches!(&state, Err(error) if error.remedy() == Remedy::Grant) {
-            return Err(state.err().context("has an error")?).context(
-                "the role lacks privileges: run `status-indexer migrate up --grant-to ROLE` as the tables' owner",
-            );
-        }
-        let state = state?;
-        if state.definition_version != DEFINITION_VERSION {
-            bail!(
-                "the database has version {} of the definition, this binary knows {DEFINITION_VERSION}: use the binary that migrated it, or migrate up",
-                state.definition_version
-            );
-        }
-        let client = self.connector.connect(Purpose::Look).await?;
-        let notifying_neighbour = migrate::notifying_neighbour(&client, &state.runs_table).await?;
-        if notifying_neighbour {
-            tracing::warn!(
-                "upstream's notify_ui trigger sends a message for each status written; passes over \
-                 all runs keep to a rate"
-            );
-        }
-        Ok(Start {
-            mode,
-            state,
-            notifying_neighbour,
-        })
-    }
-
     fn spawn_stages(
         &self,
         stages: &mut JoinSet<Ended>,
-        start: &Start,
+        started: &Started,
         metrics: &Metrics,
         stop: &CancellationToken,
     ) {
         let db = Db::new(
             &self.connector,
-            start.mode,
+            started.mode,
             self.args.pool_max.into(),
+            SessionProfile::Worker,
             metrics.clone(),
         )
         .until(stop.clone());
         metrics.up.set(1);
-        metrics.believable.set(start.state.believable.into());
-        let (lead, lead_watch) = watch::channel(Lead::default());
-        let lead_watch = LeadWatch(lead_watch);
-        let (wake, alarm) = (Wake::default(), Alarm::default());
+        let store = Store::new(db.clone());
+        let signals = Signals::default();
+        let (leadership, leader) = Leadership::new(stop.clone());
         let worker = Worker {
-            db: db.clone(),
-            lead: lead_watch.clone(),
-            wake: wake.clone(),
-            alarm: alarm.clone(),
+            store: store.clone(),
+            leader: leader.clone(),
+            signals: signals.clone(),
             metrics: metrics.clone(),
         };
         let sweeper = Sweeper {
-            db: db.clone(),
-            lead: lead_watch.clone(),
-            alarm: alarm.clone(),
-            wake: wake.clone(),
+            store: store.clone(),
+            leader: leader.clone(),
+            signals: signals.clone(),
             cutoff: Duration::from_secs(self.cutoff_secs.unsigned_abs()),
             interval: Duration::from_secs(self.args.sweep_interval),
             metrics: metrics.clone(),
         };
         let reconciler = Reconciler {
-            db: db.clone(),
-            lead: lead_watch,
-            listeners: Listeners {
-                wake: wake.clone(),
-                alarm: alarm.clone(),
-            },
+            store: store.clone(),
+            leader,
+            signals: signals.clone(),
             cutoff_secs: self.cutoff_secs,
             rate: self.args.reconcile_rate.into(),
             interval: Duration::from_secs(self.args.reconcile_interval),
-            notifying_neighbour: start.notifying_neighbour,
+            upstream_notify_triggers: started.upstream_notify_triggers,
             metrics: metrics.clone(),
         };
         let listener = Listener {
             connector: self.connector.clone(),
-            db: db.clone(),
-            lead,
-            wake,
-            alarm,
+            db,
+            leadership,
+            signals: signals.clone(),
             metrics: metrics.clone(),
         };
-        let token = || stop.clone();
-        // Those that wait for the lead first, then the one that wins it.
-        let (a, b, c, d, e) = (token(), token(), token(), token(), token());
-        stages.spawn(stage("worker", worker.run(a)));
-        stages.spawn(stage("sweeper", sweeper.run(b)));
-        stages.spawn(stage("reconciler", reconciler.run(c)));
-        stages.spawn(stage("listener", listener.run(d)));
-        let metrics = metrics.clone();
-        stages.spawn(stage("sampler", sample(db, metrics, e)));
+        let sampler = Sampler {
+            store,
+            signals,
+            metrics: metrics.clone(),
+        };
+        // The stages that wait for a term first, then the one that begins it.
+        stages.spawn(stage("worker", worker.run(stop.clone())));
+        stages.spawn(stage("sweeper", sweeper.run(stop.clone())));
+        stages.spawn(stage("reconciler", reconciler.run(stop.clone())));
+        stages.spawn(stage("listener", listener.run(stop.clone())));
+        stages.spawn(stage("sampler", sampler.run(stop.clone())));
     }
 
     async fn supervise(
@@ -314,14 +225,14 @@ impl Daemon {
         let wind_down = async {
             while let Some(ended) = stages.join_next().await {
                 let (name, outcome) = ended.context("a stage panicked")?;
-                outcome.with_context(|| format!("the {name} failed"))?;
+                outcome.with_context(|| format!("stage {name} failed"))?;
             }
             anyhow::Ok(())
         };
         match tokio::time::timeout(limit, wind_down).await {
             Ok(outcome) => outcome?,
             Err(_) => bail!(
-                "not everything stopped within {} s; what was under way is the database's to finish or undo",
+                "not all stages stopped within {} s; the database completes or rolls back what was in progress",
                 limit.as_secs()
             ),
         }
@@ -336,76 +247,24 @@ async fn stage(name: &'static str, run: impl Future<Output = ()>) -> Ended {
     (name, Ok(()))
 }
 
-/// Returns when a stage ends that nobody told to.
+/// Resolves when a stage ends that was not asked to.
 async fn early_end(stages: &mut JoinSet<Ended>, stop: &CancellationToken) -> anyhow::Error {
     let ended = stages.join_next().await;
     if stop.is_cancelled() {
         std::future::pending().await
     }
-    ended_early(ended)
-}
-
-fn ended_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Error {
     match ended {
-        Some(Ok((name, Err(error)))) => error.context(format!("the {name} failed")),
-        Some(Ok((name, Ok(())))) => anyhow::anyhow!("the {name} ended early"),
+        Some(Ok((name, Err(error)))) => error.context(format!("stage {name} failed")),
+        Some(Ok((name, Ok(())))) => anyhow::anyhow!("stage {name} ended early"),
         Some(Err(error)) => anyhow::Error::new(error).context("a stage panicked"),
         None => anyhow::anyhow!("no stage is left"),
-    }
-}
-
-/// Whether it is the database that is away, rather than something an operator must change.
-fn away(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        if let Some(error) = cause.downcast_ref::<Error>() {
-            return error.remedy() == Remedy::Retry;
-        }
-        cause
-            .downcast_ref::<tokio_postgres::Error>()
-            .is_some_and(|error| match error.code() {
-                Some(code) => remedy_of(code) == Remedy::Retry,
-                None => error.is_closed(),
-            })
-    })
-}
-
-/// Returns a while after `stop`: a migration lets go by itself, a silent server never does.
-async fn patience_with(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(START_GRACE).await;
-}
-
-/// Fills the gauges that no stage fills by its work.
-async fn sample(db: Db, metrics: Metrics, stop: CancellationToken) {
-    loop {
-        db.observe_pool();
-        // Errors are counted where calls are made, and told by the stages.
-        if let Ok((depth, oldest_secs)) = queue::waiting(&db).await {
-            metrics.queue_depth.set(depth);
-            metrics.queue_oldest_age_seconds.set(oldest_secs);
-        }
-        if let Ok(state) = state::load(&db).await {
-            metrics.believable.set(state.believable.into());
-        }
-        let wait = if metrics.believable.get() == 1 {
-            SAMPLE_INTERVAL
-        } else {
-            SAMPLE_INTERVAL_AT_FIRST
-        };
-        if stop
-            .run_until_cancelled(tokio::time::sleep(wait))
-            .await
-            .is_none()
-        {
-            db.close();
-            return;
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::chain;
 
     async fn end_of(mut stages: JoinSet<Ended>, stop: &CancellationToken) -> String {
         chain(early_end(&mut stages, stop).await.as_ref())
@@ -417,11 +276,11 @@ mod tests {
         let mut stages = JoinSet::new();
         stages.spawn(async { ("http", Err(anyhow::anyhow!("no more descriptors"))) });
         let text = end_of(stages, &stop).await;
-        assert_eq!(text, "the http failed: no more descriptors");
+        assert_eq!(text, "stage http failed: no more descriptors");
 
         let mut stages = JoinSet::new();
         stages.spawn(stage("worker", async {}));
-        assert_eq!(end_of(stages, &stop).await, "the worker ended early");
+        assert_eq!(end_of(stages, &stop).await, "stage worker ended early");
 
         let mut stages = JoinSet::new();
         stages.spawn(stage("sweeper", async { panic!("a bug") }));
@@ -433,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stage_that_ends_because_it_was_told_to_is_no_news() {
+    async fn a_stage_that_ends_after_stop_is_not_reported() {
         let stop = CancellationToken::new();
         stop.cancel();
         let mut stages = JoinSet::new();

@@ -1,6 +1,7 @@
-//! What can go wrong between the daemon and the database, and what to do about each.
+//! Errors of calls into the database, and what to do about each.
 //!
-//! Whether trying again can help is decided here and nowhere else, by SQLSTATE.
+//! Owns the one decision whether a retry can help, by SQLSTATE, and the operator's hint that goes
+//! with it. Used by everything that calls the database.
 
 use std::time::Duration;
 
@@ -19,19 +20,19 @@ pub enum Error {
         #[source]
         source: tokio_postgres::Error,
     },
-    /// No connection could be had.
+    /// No connection could be opened.
     #[error("cannot connect to the database")]
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// No answer within the deadline; the connection is given up.
-    #[error("{statement} had no answer within {after:?}")]
+    /// No answer within the limit; the connection is closed.
+    #[error("{statement} got no answer within {after:?}")]
     Timeout {
         /// The statement's name.
         statement: &'static str,
-        /// How long it was waited for.
+        /// The limit.
         after: Duration,
     },
-    /// The answer was not of the expected form: another version's schema.
-    #[error("{statement} answered in an unexpected form")]
+    /// The answer has an unexpected form: the schema is of another version.
+    #[error("{statement} returned an answer of an unexpected form")]
     Answer {
         /// The statement's name.
         statement: &'static str,
@@ -39,7 +40,7 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The daemon was told to stop; the call was not made, or given up.
+    /// The daemon is stopping; the call was not made, or was abandoned.
     #[error("the daemon is stopping")]
     Stopping,
 }
@@ -47,14 +48,32 @@ pub enum Error {
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// The database is away, busy or failing over: the same call works later.
+    /// The database is unavailable, busy or failing over: the same call succeeds later.
     Retry,
-    /// The indexer's objects are not (all) there: `migrate up` brings them.
+    /// Objects of the indexer are missing: `migrate up` creates them.
     Migrate,
     /// The role lacks a privilege, or may not log in: an operator must grant it.
     Grant,
-    /// None of these: the call itself is refused. A smaller one may pass.
+    /// The server refuses the call itself. A smaller one may succeed.
     Refused,
+}
+
+impl Remedy {
+    /// What an operator should do; none where a retry suffices or no general advice exists.
+    #[must_use]
+    pub fn hint(self) -> Option<&'static str> {
+        match self {
+            Self::Migrate => Some(
+                "the database has no status indexer of this version: run `status-indexer migrate \
+                 up` as the owner of the tables, or start with --migrate",
+            ),
+            Self::Grant => Some(
+                "the role lacks privileges: run `status-indexer migrate up --grant-to ROLE` as the \
+                 owner of the tables",
+            ),
+            Self::Retry | Self::Refused => None,
+        }
+    }
 }
 
 impl Error {
@@ -82,10 +101,20 @@ impl Error {
         remedy_of(code)
     }
 
-    /// True where a lock on a table or row could not be had in time.
+    /// True if a lock on a table or row was not granted in time.
     #[must_use]
     pub fn is_lock_timeout(&self) -> bool {
         self.sqlstate() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
+    /// True if the server did not answer at all.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Timeout { .. } => true,
+            Self::Postgres { source, .. } => source.is_closed(),
+            Self::Answer { .. } | Self::Stopping => false,
+        }
     }
 }
 
@@ -97,7 +126,7 @@ pub fn remedy_of(code: &SqlState) -> Remedy {
         "42P01" | "42883" | "42703" | "3F000" | "42704" => Remedy::Migrate,
         "42501" => Remedy::Grant,
         // Read-only transaction: a primary that became a standby. Lock and statement
-        // timeouts, serialization failures, deadlocks.
+        // timeouts, serialization failures, deadlocks, a database that does not exist yet.
         "25006" | "55P03" | "57014" | "40001" | "40P01" | "3D000" => Remedy::Retry,
         other => match &other[..2] {
             "28" => Remedy::Grant,

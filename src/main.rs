@@ -1,26 +1,36 @@
-//! `status-indexer`: parses, starts logging and the runtime, and turns the outcome into an exit code.
+//! `status-indexer`: parses the command line, starts logging and the runtime, and sets the exit code.
 
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use status_indexer::cli::{Cli, EXIT_FAILURE, EXIT_UNKNOWN, EXIT_USAGE, Failure, execute};
-use status_indexer::{error, shutdown};
+use status_indexer::cli::{Cli, execute};
+use status_indexer::error;
+use status_indexer::exit::{Exit, Failure};
+use status_indexer::shutdown;
 
 fn main() -> ExitCode {
+    run().code().into()
+}
+
+fn run() -> Exit {
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => {
-            let asked = matches!(
+            let requested = matches!(
                 error.kind(),
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
             );
             let _ = error.print();
-            return ExitCode::from(if asked { 0 } else { EXIT_USAGE });
+            return if requested {
+                Exit::Success
+            } else {
+                Exit::Usage
+            };
         }
     };
     if let Err(error) = cli.start_logs() {
         eprintln!("error: {error}");
-        return ExitCode::from(EXIT_USAGE);
+        return Exit::Usage;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -33,12 +43,12 @@ fn main() -> ExitCode {
         }),
         Err(error) => Err(Failure::Failed(error.into())),
     };
-    let (code, error) = match outcome {
-        Ok(code) => return ExitCode::from(code),
-        Err(Failure::Usage(error)) => (EXIT_USAGE, error),
-        Err(Failure::Failed(error)) => (EXIT_FAILURE, error),
-        Err(Failure::Unknown(error)) => (EXIT_UNKNOWN, error),
-    };
-    tracing::error!(error = error::chain(error.as_ref()), "gave up");
-    ExitCode::from(code)
+    match outcome {
+        Ok(exit) => exit,
+        Err(failure) => {
+            let (exit, error) = failure.into_parts();
+            tracing::error!(error = error::chain(error.as_ref()), "command failed");
+            exit
+        }
+    }
 }

@@ -75,8 +75,8 @@ metrics! {
     up: IntGauge,
     /// 1 while this daemon does the work.
     leader: IntGauge,
-    /// 1 while the column may be believed: a pass over all runs is complete.
-    believable: IntGauge,
+    /// 1 while the column is valid: a scan over all runs is complete, with all triggers enabled.
+    valid: IntGauge,
     /// 1 while the LISTEN session is up; always 0 behind a transaction pooler.
     listener_connected: IntGauge,
     /// LISTEN sessions lost and opened again.

@@ -18,11 +18,14 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::chain;
-use crate::pg::{Connector, Purpose, SessionMode, detect_mode, quote_ident, quote_literal};
-use crate::store::state::DISBELIEVE;
+use crate::pg::{
+    Connector, LOCK_CLASS, MIGRATION_LOCK, SessionMode, SessionProfile, detect_mode, quote_ident,
+    quote_literal,
+};
+use crate::store::INVALIDATE;
 pub use report::status;
 use steps::{DOWN_COLUMN, DOWN_SCHEMA, DOWN_TRIGGERS, Kind, MIGRATIONS, Migration};
-pub use tables::{Table, TableNames, Tables, notifying_neighbour};
+pub use tables::{Table, TableNames, Tables, upstream_notify_triggers};
 
 /// How long a statement waits for a lock on a table; everybody else queues behind it meanwhile.
 pub const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
@@ -81,7 +84,7 @@ pub async fn up(
         grants::grant(&migrator.client, &migrator.tables, role).await?;
         tracing::info!(role, "granted what `run` needs");
     }
-    if notifying_neighbour(&migrator.client, &migrator.tables.runs.quoted()).await? {
+    if upstream_notify_triggers(&migrator.client, &migrator.tables.runs.quoted()).await? {
         tracing::warn!(
             "upstream's notify_ui trigger fires on every update of the runs table: each status \
              written sends one of its messages; the first pass keeps to a rate"
@@ -134,7 +137,7 @@ impl<'a> Migrator<'a> {
             "migrations need a session of their own, and this is a pooler in transaction mode: \
              connect to the database itself"
         );
-        let client = connector.connect(Purpose::Migrate).await?;
+        let client = connector.connect(SessionProfile::Migration).await?;
         let version: String = client
             .query_one("show server_version_num", &[])
             .await
@@ -165,11 +168,20 @@ impl<'a> Migrator<'a> {
     /// Waits to be the only migrator. Polls: a statement that waits would hold a snapshot, which an
     /// index being built by the other one waits for.
     async fn lock(&self) -> anyhow::Result<()> {
-        const LOCK: &str = "-- migrate.lock\nselect pg_try_advisory_lock(1937011049, 2)";
-        let mut told = false;
-        while !self.client.query_one(LOCK, &[]).await?.get::<_, bool>(0) {
-            if !std::mem::replace(&mut told, true) {
-                tracing::info!("another migrator is at work; waiting for it");
+        const LOCK: &str = "-- migrate.lock\nselect pg_try_advisory_lock($1, $2)";
+        let keys = [
+            (&LOCK_CLASS as _, Type::INT4),
+            (&MIGRATION_LOCK as _, Type::INT4),
+        ];
+        let mut logged = false;
+        while !self
+            .client
+            .query_typed_one(LOCK, &keys)
+            .await?
+            .get::<_, bool>(0)
+        {
+            if !std::mem::replace(&mut logged, true) {
+                tracing::info!("another migration is running; waiting for it");
             }
             self.pause(RETRY).await?;
         }
@@ -384,7 +396,7 @@ select count(*) = cardinality($2)
             Kind::Triggers if again => {
                 let drop = self.drop_triggers(migration);
                 // What was written while they were missing was not heard.
-                self.in_transaction(&format!("{drop}{sql}\n{DISBELIEVE}"))
+                self.in_transaction(&format!("{drop}{sql}\n{INVALIDATE}"))
                     .await
             }
             Kind::Triggers => self.in_transaction(&format!("{sql}\n{record}")).await,
@@ -419,7 +431,7 @@ select count(*) = cardinality($2)
     /// From here on the column goes stale, which its readers must know if this is not finished.
     async fn remove_triggers(&self) -> anyhow::Result<()> {
         let disbelieve = if self.exists("status_indexer.state").await? {
-            DISBELIEVE
+            INVALIDATE
         } else {
             ""
         };
@@ -545,7 +557,7 @@ select format('%s, %s%% of blocks%s', phase, coalesce(100 * blocks_done / nullif
         let cancel = self.client.cancel_token();
         let work = self.client.batch_execute(sql);
         tokio::pin!(work);
-        let watcher = self.connector.connect(Purpose::Read).await?;
+        let watcher = self.connector.connect(SessionProfile::Reader).await?;
         loop {
             tokio::select! {
                 done = &mut work => return Ok(done?),

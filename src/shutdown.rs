@@ -1,16 +1,15 @@
-//! SIGTERM and SIGINT become one token; a second signal stops at once.
+//! Turns SIGTERM and SIGINT into one token; a second signal exits at once.
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The exit code of a process that was told twice to stop: 128 + SIGINT, as shells have it.
-const INTERRUPTED: i32 = 130;
+use crate::exit::Exit;
 
 /// A token that the first signal cancels.
 ///
 /// # Errors
-/// If signals cannot be caught.
+/// If the signals cannot be caught.
 pub fn on_signal() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
@@ -23,8 +22,8 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
                 _ = interrupt.recv() => "SIGINT",
             };
             if attempt > 0 {
-                tracing::warn!(signal = name, "told again to stop; leaving at once");
-                std::process::exit(INTERRUPTED);
+                tracing::warn!(signal = name, "second signal, exiting now");
+                std::process::exit(Exit::Interrupted.code().into());
             }
             tracing::info!(signal = name, "stopping");
             stop.cancel();

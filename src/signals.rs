@@ -1,152 +1,108 @@
-//! What the stages tell each other: who leads, that there is work, and when time makes some.
+//! Signals between the stages: there may be work, a deadline is near, the state may have changed.
 //!
-//! All of it is hints. A signal that is lost costs latency; the rows decide.
+//! All of them are hints. A lost signal costs latency; the rows in the database decide. Held by every
+//! stage; a backfill that runs as a command has signals that nobody waits for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
-/// Whether this daemon does the work, as last learned by the listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Lead {
-    /// True while the lead's session is up.
-    pub leading: bool,
-    /// Grows with every session, so that a stage sees a lead that was lost and won again.
-    pub session: u64,
-}
-
-/// The stages' end of the lead.
-#[derive(Debug, Clone)]
-pub struct LeadWatch(pub watch::Receiver<Lead>);
-
-impl LeadWatch {
-    /// Waits until this daemon leads; returns the session it leads by.
-    pub async fn leading(&mut self) -> u64 {
-        let session = self
-            .0
-            .wait_for(|lead| lead.leading)
-            .await
-            .map(|lead| lead.session);
-        match session {
-            Ok(session) => session,
-            // The listener is gone: the daemon is stopping, and so will the caller be.
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    /// Returns when the lead is won or lost.
-    pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
-            std::future::pending().await
-        }
-    }
-
-    /// True while the lead won in `session` lasts.
-    #[must_use]
-    pub fn still(&self, session: u64) -> bool {
-        let lead = *self.0.borrow();
-        lead.leading && lead.session == session
-    }
-}
-
-/// Tells the worker that there may be rows in the queue. Calls coalesce.
+/// All signals. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Wake {
-    calls: Arc<Notify>,
+pub struct Signals {
+    /// To the worker: the queue may hold rows.
+    pub wakeup: Wakeup,
+    /// To the sweeper: a deadline may be earlier than known.
+    pub deadlines: Deadlines,
+    /// To the sampler: the state of the column may have changed.
+    pub state_changed: Wakeup,
     busy: Arc<AtomicBool>,
 }
 
-impl Wake {
-    /// There may be work.
-    pub fn call(&self) {
-        self.calls.notify_one();
-    }
-
-    /// Whether events come fast, so that what can wait should.
+impl Signals {
+    /// Whether events arrive fast, so that background work should yield.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
     }
 
-    /// Tells whether events come fast.
+    /// Sets whether events arrive fast.
     pub fn set_busy(&self, busy: bool) {
         self.busy.store(busy, Ordering::Relaxed);
     }
+}
 
-    /// Returns once there was a call since the last return.
-    pub async fn called(&self) {
-        self.calls.notified().await;
+/// Wakes a stage. Notifications coalesce.
+#[derive(Debug, Clone, Default)]
+pub struct Wakeup(Arc<Notify>);
+
+impl Wakeup {
+    /// Wakes the stage, now or when it next waits.
+    pub fn notify(&self) {
+        self.0.notify_one();
+    }
+
+    /// Returns once there was a notification since the last return.
+    pub async fn notified(&self) {
+        self.0.notified().await;
     }
 }
 
-#[derive(Debug, Default)]
-struct AlarmState {
-    deadline_secs: Option<f64>,
-    full: bool,
+/// What was scheduled since the sweeper last took it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Schedule {
+    /// The earliest deadline, seconds since the epoch.
+    pub deadline_secs: Option<f64>,
+    /// Whether every running run must be scanned: the clock stepped, or the cutoff changed.
+    pub rescan_all: bool,
 }
 
-/// Tells the sweeper of a deadline that may be earlier than the one it sleeps for.
+/// Schedules the sweeper's next scan.
 #[derive(Debug, Clone, Default)]
-pub struct Alarm {
-    state: Arc<Mutex<AlarmState>>,
+pub struct Deadlines {
+    schedule: Arc<Mutex<Schedule>>,
     changed: Arc<Notify>,
 }
 
-/// What the sweeper was told since it last asked.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Alarms {
-    /// The earliest deadline reported, seconds since the epoch.
-    pub deadline_secs: Option<f64>,
-    /// Whether every running run must be looked at: the clock stepped, or the cutoff changed.
-    pub full: bool,
-}
-
-impl Alarm {
-    /// A run's status changes at this moment, seconds since the epoch, if nothing else happens.
-    pub fn at(&self, deadline_secs: f64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state
+impl Deadlines {
+    /// A run's status changes at this time, seconds since the epoch, unless something else happens.
+    pub fn schedule(&self, deadline_secs: f64) {
+        let mut schedule = self.lock();
+        if schedule
             .deadline_secs
             .is_none_or(|known| deadline_secs < known)
         {
-            state.deadline_secs = Some(deadline_secs);
-            drop(state);
+            schedule.deadline_secs = Some(deadline_secs);
+            drop(schedule);
             self.changed.notify_one();
         }
     }
 
-    /// All deadlines may have moved.
-    pub fn all(&self) {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .full = true;
+    /// Any deadline may have moved: all running runs must be scanned.
+    pub fn rescan_all(&self) {
+        self.lock().rescan_all = true;
         self.changed.notify_one();
     }
 
-    /// Returns once there was news since the last return.
+    /// Returns once the schedule has changed since the last return.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// What was reported since the last call, and forgets it.
+    /// Takes what was scheduled since the last call.
     #[must_use]
-    pub fn take(&self) -> Alarms {
-        let state = std::mem::take(&mut *self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        Alarms {
-            deadline_secs: state.deadline_secs,
-            full: state.full,
-        }
+    pub fn take(&self) -> Schedule {
+        std::mem::take(&mut *self.lock())
     }
 
-    /// What was reported since the last `take`.
+    /// What was scheduled since the last `take`.
     #[must_use]
-    pub fn peek(&self) -> Alarms {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Alarms {
-            deadline_secs: state.deadline_secs,
-            full: state.full,
-        }
+    pub fn peek(&self) -> Schedule {
+        *self.lock()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Schedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

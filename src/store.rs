@@ -1,18 +1,72 @@
 //! The calls into the database, one file a concern.
 //!
-//! Statuses are changed by `status_indexer.apply` alone; `drain` reaches it through the queue.
+//! [`Store`] holds the pool and the batch size; its methods stand beside their SQL. Statuses are
+//! changed by `status_indexer.apply` alone; `drain` reaches it through the queue. Called by the stages,
+//! the scans and the commands.
 
-pub mod apply;
-pub mod queue;
-pub mod runs;
-pub mod state;
+mod apply;
+mod batch;
+mod explain;
+mod queue;
+mod runs;
+mod state;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::pg::{Connector, Db, SessionMode, SessionProfile};
 
-/// A column of an answer, by its name.
+pub use apply::{Applied, Change, InvalidEvidence};
+pub use batch::{BatchSize, MAX_BATCH};
+pub(crate) use explain::EXPLAIN;
+pub use explain::{Evidence, EvidenceRow, Explanation, explain};
+pub use queue::Drained;
+pub use runs::{Compared, DEADLINE_SLACK, Detail, Difference, Due, Explained};
+pub(crate) use state::INVALIDATE;
+pub use state::{DEFINITION_VERSION, State};
+
+/// The calls into the database, with the batch size that they share.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: Db,
+    batch: BatchSize,
+}
+
+impl Store {
+    /// Calls over this pool, with batches of at most [`MAX_BATCH`] runs.
+    #[must_use]
+    pub fn new(db: Db) -> Self {
+        Self {
+            db,
+            batch: BatchSize::up_to(MAX_BATCH),
+        }
+    }
+
+    /// For a backfill at full speed, which pays one commit and one flush a batch: larger batches.
+    #[must_use]
+    pub fn for_backfill(connector: &Connector, mode: SessionMode, size: usize) -> Self {
+        Self {
+            db: Db::new(connector, mode, size, SessionProfile::Bulk, Metrics::new()),
+            batch: BatchSize::up_to(BatchSize::MAX_BULK),
+        }
+    }
+
+    /// The pool.
+    #[must_use]
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// How many runs one call may evaluate.
+    #[must_use]
+    pub fn batch(&self) -> &BatchSize {
+        &self.batch
+    }
+}
+
+/// A column of an answer, by name.
 fn column<'a, T: FromSql<'a>>(
     row: &'a Row,
     statement: &'static str,
@@ -24,7 +78,7 @@ fn column<'a, T: FromSql<'a>>(
     })
 }
 
-/// A jsonb column of an answer, read into a list; null is an empty one.
+/// A JSON column of an answer, read into a list; null is an empty list.
 fn list<T: serde::de::DeserializeOwned>(
     row: &Row,
     statement: &'static str,

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+use super::error::ApiError;
 use super::params::integer;
-use super::problem::Problem;
 
 /// A place in the order `ts_epoch desc, run_number desc`, which no change of a run moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +26,8 @@ impl Cursor {
     }
 
     /// Reads what [`Self::encode`] or upstream wrote.
-    pub(super) fn decode(text: &str) -> Result<Self, Problem> {
-        Self::try_decode(text).ok_or_else(|| Problem::bad("Invalid cursor"))
+    pub(super) fn decode(text: &str) -> Result<Self, ApiError> {
+        Self::try_decode(text).ok_or_else(|| ApiError::bad("Invalid cursor"))
     }
 
     fn try_decode(text: &str) -> Option<Self> {

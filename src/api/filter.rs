@@ -4,8 +4,8 @@
 //! are ignored. What upstream would answer with an error of its database, or with a list that the
 //! filter silently did not reach, is refused here with a reason.
 
+use super::error::ApiError;
 use super::params::{MAX_VALUES, Params, integer};
-use super::problem::Problem;
 use crate::status::Status;
 
 /// What runs can be filtered by, besides `_tags`.
@@ -221,7 +221,7 @@ pub(super) struct Filter {
 
 impl Filter {
     /// Reads the filters among the parameters.
-    pub(super) fn read(params: &Params) -> Result<Self, Problem> {
+    pub(super) fn read(params: &Params) -> Result<Self, ApiError> {
         let mut filter = Self::default();
         // Repeating `status=` is OR; any other status condition narrows.
         let mut equal = None;
@@ -252,7 +252,7 @@ impl Filter {
             }
         }
         if count > MAX_VALUES {
-            return Err(Problem::bad(format!(
+            return Err(ApiError::bad(format!(
                 "too many filter values: at most {MAX_VALUES} are read"
             )));
         }
@@ -269,12 +269,12 @@ impl Filter {
     }
 }
 
-fn known_operator(field: Field, name: Option<&str>) -> Result<Operator, Problem> {
+fn known_operator(field: Field, name: Option<&str>) -> Result<Operator, ApiError> {
     let name = name.unwrap_or("eq");
     Operator::find(name)
         .filter(|operator| operator.fits(field.kind()))
         .ok_or_else(|| {
-            Problem::bad(format!(
+            ApiError::bad(format!(
                 "unsupported operator '{name}' for field '{}'",
                 field.name()
             ))
@@ -298,7 +298,7 @@ fn tags(operator: Option<&str>, values: &[&str]) -> Clause {
 
 /// The statuses that any of the values allows. The values of patterns are whole statuses, so a
 /// pattern can match no other.
-fn statuses(operator: Operator, values: &[&str]) -> Result<Statuses, Problem> {
+fn statuses(operator: Operator, values: &[&str]) -> Result<Statuses, ApiError> {
     let mut wanted = Statuses::NONE;
     for value in values {
         if *value == "null" {
@@ -307,7 +307,7 @@ fn statuses(operator: Operator, values: &[&str]) -> Result<Statuses, Problem> {
         let status = Status::ALL
             .into_iter()
             .find(|status| status.as_str() == *value)
-            .ok_or_else(|| Problem::bad(format!("unsupported status filter: {value}")))?;
+            .ok_or_else(|| ApiError::bad(format!("unsupported status filter: {value}")))?;
         wanted = wanted.or(match operator {
             Operator::Is => return Err(only_null(Field::Status, value)),
             Operator::Ne => Statuses::is(status).not(),
@@ -317,7 +317,7 @@ fn statuses(operator: Operator, values: &[&str]) -> Result<Statuses, Problem> {
     Ok(wanted)
 }
 
-fn clause(field: Field, operator: Operator, texts: &[&str]) -> Result<Clause, Problem> {
+fn clause(field: Field, operator: Operator, texts: &[&str]) -> Result<Clause, ApiError> {
     let or_null = texts.contains(&"null");
     let given = texts.iter().copied().filter(|text| *text != "null");
     let values = if field.kind() == Kind::Integer {
@@ -341,25 +341,25 @@ fn clause(field: Field, operator: Operator, texts: &[&str]) -> Result<Clause, Pr
     })
 }
 
-fn whole(field: Field, operator: Operator, text: &str) -> Result<i64, Problem> {
+fn whole(field: Field, operator: Operator, text: &str) -> Result<i64, ApiError> {
     let unit = match field {
         Field::RunNumber => "expected integer",
         _ => "expected integer epoch milliseconds",
     };
     let value = integer(text)
-        .ok_or_else(|| Problem::bad(format!("invalid {}: {unit}, got '{text}'", field.name())))?;
+        .ok_or_else(|| ApiError::bad(format!("invalid {}: {unit}, got '{text}'", field.name())))?;
     if operator == Operator::Is {
         return Err(only_null(field, text));
     }
     Ok(value)
 }
 
-fn text_value(field: Field, operator: Operator, text: &str) -> Result<String, Problem> {
+fn text_value(field: Field, operator: Operator, text: &str) -> Result<String, ApiError> {
     if operator == Operator::Is {
         return Err(only_null(field, text));
     }
     if field.kind() == Kind::Json && serde_json::from_str::<serde::de::IgnoredAny>(text).is_err() {
-        return Err(Problem::bad(format!(
+        return Err(ApiError::bad(format!(
             "invalid {}: expected JSON, got '{text}'",
             field.name()
         )));
@@ -375,18 +375,18 @@ fn text_value(field: Field, operator: Operator, text: &str) -> Result<String, Pr
 
 /// A pattern that ends in the middle of an escape is an error of the database, though only once it
 /// meets a row that gets so far.
-fn whole_pattern(pattern: String) -> Result<String, Problem> {
+fn whole_pattern(pattern: String) -> Result<String, ApiError> {
     let backslashes = pattern.bytes().rev().take_while(|byte| *byte == b'\\');
     if backslashes.count() % 2 == 1 {
-        return Err(Problem::bad(
+        return Err(ApiError::bad(
             "invalid pattern: it ends with the escape character '\\'",
         ));
     }
     Ok(pattern)
 }
 
-fn only_null(field: Field, value: &str) -> Problem {
-    Problem::bad(format!(
+fn only_null(field: Field, value: &str) -> ApiError {
+    ApiError::bad(format!(
         "invalid {}: the operator 'is' takes null, got '{value}'",
         field.name()
     ))
@@ -396,7 +396,7 @@ fn only_null(field: Field, value: &str) -> Problem {
 mod tests {
     use super::*;
 
-    fn read(query: &str) -> Result<Filter, Problem> {
+    fn read(query: &str) -> Result<Filter, ApiError> {
         Filter::read(&Params::read(query).expect("decodes"))
     }
 

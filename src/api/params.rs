@@ -3,7 +3,7 @@
 //! Stricter than most readers of forms: a malformed escape, bytes that are no UTF-8 and a NUL are
 //! refused, because what a filter silently becomes is a wrong list.
 
-use super::problem::Problem;
+use super::error::ApiError;
 
 /// Bytes of a path.
 pub(super) const MAX_PATH: usize = 8 * 1024;
@@ -20,10 +20,10 @@ pub(super) struct Params(Vec<(String, String)>);
 
 impl Params {
     /// Splits at `&`, then at the first `=`; a parameter without one has an empty value.
-    pub(super) fn read(query: &str) -> Result<Self, Problem> {
+    pub(super) fn read(query: &str) -> Result<Self, ApiError> {
         let pairs: Vec<&str> = query.split('&').filter(|pair| !pair.is_empty()).collect();
         if pairs.len() > MAX_PARAMS {
-            return Err(Problem::bad(format!(
+            return Err(ApiError::bad(format!(
                 "too many parameters: at most {MAX_PARAMS} are read"
             )));
         }
@@ -52,8 +52,8 @@ impl Params {
 }
 
 /// Undoes the percent-encoding of a part of a path or query; in a query, `+` is a space.
-pub(super) fn decode(text: &str, plus_is_space: bool) -> Result<String, Problem> {
-    let malformed = || Problem::bad("malformed percent-encoding");
+pub(super) fn decode(text: &str, plus_is_space: bool) -> Result<String, ApiError> {
+    let malformed = || ApiError::bad("malformed percent-encoding");
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
@@ -72,9 +72,9 @@ pub(super) fn decode(text: &str, plus_is_space: bool) -> Result<String, Problem>
         });
     }
     if decoded.contains(&0) {
-        return Err(Problem::bad("a NUL byte is in no name and no value"));
+        return Err(ApiError::bad("a NUL byte is in no name and no value"));
     }
-    String::from_utf8(decoded).map_err(|_| Problem::bad("percent-encoding that is not UTF-8"))
+    String::from_utf8(decoded).map_err(|_| ApiError::bad("percent-encoding that is not UTF-8"))
 }
 
 /// An integer as upstream reads it: a sign and spaces around it are allowed.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Object, Pool, PoolError};
+use deadpool_postgres::{Object, Pool};
 use futures_util::future::join3;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -21,7 +21,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::statement::{Plan, Statement};
 use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
-use crate::pg::{Connector, Purpose, SessionMode, pool_of, settings};
+use crate::pg::{Connector, SessionMode, SessionProfile, connect_error, pool_of};
 
 /// How long a request waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(5);
@@ -46,6 +46,14 @@ pub struct Limits {
     pub queue: usize,
     /// A statement's time on the server.
     pub statement: Duration,
+}
+
+impl Limits {
+    fn profile(self) -> SessionProfile {
+        SessionProfile::Api {
+            statement_timeout: self.statement,
+        }
+    }
 }
 
 /// Why there are no rows.
@@ -92,35 +100,12 @@ impl std::fmt::Debug for Reader {
     }
 }
 
-/// Settings of a reading session beyond those of every session of ours.
-fn reading(limit: Duration) -> String {
-    format!(
-        "set default_transaction_read_only = on;
-set statement_timeout = {};
-set lock_timeout = '2s';
-set idle_in_transaction_session_timeout = '5s';
-set plan_cache_mode = force_generic_plan;
-set enable_sort = off;
-set enable_bitmapscan = off;
-",
-        limit.as_millis()
-    )
-}
-
-/// The same for one transaction, with the settings for its plan.
-fn opening(mode: SessionMode, limit: Duration, plan: Plan) -> String {
-    let mut sql = String::from("-- api.begin\nbegin read only;\n");
-    if mode == SessionMode::Transaction {
-        sql.push_str(&format!(
-            "set local search_path = pg_catalog, pg_temp;
-set local jit = off;
-set local statement_timeout = {};
-set local lock_timeout = '2s';
-set local idle_in_transaction_session_timeout = '5s';
-",
-            limit.as_millis()
-        ));
-    }
+/// Begins a transaction with the settings for its plan.
+fn begin(mode: SessionMode, profile: SessionProfile, plan: Plan) -> String {
+    let mut sql = match mode {
+        SessionMode::Transaction => profile.begin(),
+        _ => String::from("-- api.begin\nbegin read only;\n"),
+    };
     let (cache, nodes) = match plan {
         Plan::Walk => ("force_generic_plan", "off"),
         Plan::ByValue => ("force_custom_plan", "on"),
@@ -143,16 +128,8 @@ impl Reader {
         table: &str,
         metrics: Metrics,
     ) -> Self {
-        let mut builder = pool_of(connector, limits.pool_max);
-        if mode != SessionMode::Transaction {
-            let sql = settings(Purpose::Read) + &reading(limits.statement);
-            builder = builder.post_create(Hook::async_fn(move |client, _| {
-                let sql = sql.clone();
-                Box::pin(
-                    async move { client.batch_execute(&sql).await.map_err(HookError::Backend) },
-                )
-            }));
-        }
+        let profile = limits.profile();
+        let builder = pool_of(connector, mode, limits.pool_max, profile);
         Self {
             pool: builder
                 .build()
@@ -226,7 +203,11 @@ impl Reader {
         statement: &Statement,
     ) -> Result<Vec<Row>, Failure> {
         let turn = self.turn(patience).await?;
-        let client = self.pool.get().await.map_err(pool_error)?;
+        let client = self
+            .pool
+            .get()
+            .await
+            .map_err(|error| Failure::Database(connect_error(error)))?;
         let mut lease = Lease {
             client: Some((client, turn)),
             tls: self.tls.clone(),
@@ -283,8 +264,8 @@ impl Reader {
                 .collect();
             return client.query(&prepared, &values).await;
         }
-        let opening = opening(self.mode, self.limits.statement, statement.plan);
-        bracketed(client, &opening, statement).await
+        let begin = begin(self.mode, self.limits.profile(), statement.plan);
+        bracketed(client, &begin, statement).await
     }
 
     fn well(&self, rows: Vec<Row>) -> Vec<Row> {
@@ -326,15 +307,6 @@ impl Reader {
 enum Failure {
     Busy,
     Database(Error),
-}
-
-fn pool_error(error: PoolError) -> Failure {
-    Failure::Database(match error {
-        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-            Error::Connect(Box::new(error))
-        }
-        other => Error::Connect(Box::new(other)),
-    })
 }
 
 /// Sends all three at once: one round trip. The server skips the statement's work where the first

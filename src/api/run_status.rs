@@ -5,18 +5,18 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Response};
 use tokio_postgres::types::{Json, Type};
 
-use super::problem::Problem;
-use super::problem_of;
+use super::api_error;
+use super::error::ApiError;
 use super::reader::{Patience, Reader};
 use super::statement::{Plan, Statement};
-use crate::explain::{EXPLAIN, Explanation};
+use crate::store::{EXPLAIN, Explanation};
 
 /// Answers.
 pub(super) async fn tell(
     reader: &Reader,
     flow_id: &str,
     run: &str,
-) -> Result<Response<Body>, Problem> {
+) -> Result<Response<Body>, ApiError> {
     let statement = |_: &str| Statement {
         sql: EXPLAIN.to_owned(),
         params: vec![
@@ -28,7 +28,7 @@ pub(super) async fn tell(
     let rows = reader
         .query(Patience::Short, statement)
         .await
-        .map_err(problem_of)?;
+        .map_err(api_error)?;
     let answer: Option<Json<Explanation>> = rows
         .first()
         .and_then(|row| row.try_get(0).transpose())
@@ -38,10 +38,10 @@ pub(super) async fn tell(
                 error = crate::error::chain(&error),
                 "explain answered in an unexpected form"
             );
-            Problem::unavailable("the indexer's functions are of another version")
+            ApiError::unavailable("the indexer's functions are of another version")
         })?;
     let Some(Json(explanation)) = answer else {
-        return Err(Problem::absent(format!(
+        return Err(ApiError::absent(format!(
             "there is no run {run} of the flow {flow_id}"
         )));
     };

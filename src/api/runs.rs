@@ -15,12 +15,12 @@ use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::cursor::Cursor;
+use super::error::ApiError;
 use super::filter::Filter;
 use super::params::{Params, integer};
-use super::problem::Problem;
 use super::reader::{Patience, Reader};
 use super::statement::Selection;
-use super::{Api, problem_of};
+use super::{Api, api_error};
 
 /// Rows of a page unless asked for otherwise.
 pub(super) const DEFAULT_LIMIT: i64 = 50;
@@ -42,7 +42,7 @@ struct Listing {
 }
 
 impl Listing {
-    fn read(params: &Params) -> Result<Self, Problem> {
+    fn read(params: &Params) -> Result<Self, ApiError> {
         let filter = Filter::read(params)?;
         // An empty value is given, and says nothing.
         let filled = |name| params.first(name).filter(|text| !text.is_empty());
@@ -52,7 +52,7 @@ impl Listing {
         let offset = filled("_offset").map(|text| natural("_offset", text));
         let offset = offset.transpose()?;
         if cursor.is_some() && offset.is_some() {
-            return Err(Problem::bad("_offset does not go together with _cursor"));
+            return Err(ApiError::bad("_offset does not go together with _cursor"));
         }
         let paginated = !filter.is_empty()
             || params.first("_limit").is_some()
@@ -67,9 +67,9 @@ impl Listing {
     }
 }
 
-fn natural(name: &str, text: &str) -> Result<i64, Problem> {
+fn natural(name: &str, text: &str) -> Result<i64, ApiError> {
     integer(text).filter(|number| *number >= 0).ok_or_else(|| {
-        Problem::bad(format!(
+        ApiError::bad(format!(
             "invalid {name}: expected a non-negative integer, got '{text}'"
         ))
     })
@@ -80,7 +80,7 @@ pub(super) async fn list(
     api: &Arc<Api>,
     flow_id: String,
     query: &str,
-) -> Result<Response<Body>, Problem> {
+) -> Result<Response<Body>, ApiError> {
     let listing = Listing::read(&Params::read(query)?)?;
     match listing.limit {
         Some(limit) => page(api.reader()?, &flow_id, &listing, limit).await,
@@ -93,7 +93,7 @@ async fn page(
     flow_id: &str,
     listing: &Listing,
     limit: i64,
-) -> Result<Response<Body>, Problem> {
+) -> Result<Response<Body>, ApiError> {
     let selection = Selection {
         flow_id,
         filter: &listing.filter,
@@ -105,10 +105,10 @@ async fn page(
     let rows = reader
         .query(Patience::Short, |table| selection.statement(table))
         .await
-        .map_err(problem_of)?;
+        .map_err(api_error)?;
     let with_status = listing.filter.statuses.is_some();
     if with_status && !rows.first().is_some_and(believable) {
-        return Err(Problem::unavailable(
+        return Err(ApiError::unavailable(
             "statuses cannot be told yet: the first pass over all runs is not complete",
         ));
     }
@@ -148,7 +148,7 @@ struct Rest {
     after: Cursor,
 }
 
-async fn whole(api: &Arc<Api>, flow_id: String, offset: i64) -> Result<Response<Body>, Problem> {
+async fn whole(api: &Arc<Api>, flow_id: String, offset: i64) -> Result<Response<Body>, ApiError> {
     // Read before the answer begins, so that an error can still be told.
     let reader = api.reader()?;
     let (mut first, after) = piece(reader, Patience::Short, &flow_id, None, offset).await?;
@@ -219,7 +219,7 @@ async fn piece(
     flow_id: &str,
     cursor: Option<Cursor>,
     offset: i64,
-) -> Result<(Vec<u8>, Option<Cursor>), Problem> {
+) -> Result<(Vec<u8>, Option<Cursor>), ApiError> {
     let selection = Selection {
         flow_id,
         filter: &Filter::default(),
@@ -230,7 +230,7 @@ async fn piece(
     let rows = reader
         .query(patience, |table| selection.statement(table))
         .await
-        .map_err(problem_of)?;
+        .map_err(api_error)?;
     let runs = Runs::read(flow_id, &rows, false)?;
     let mut bytes = Vec::with_capacity(rows.len() * 512 + 2);
     runs.write(&mut bytes)?;
@@ -248,7 +248,7 @@ struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    fn read(flow_id: &'a str, rows: &'a [Row], with_status: bool) -> Result<Self, Problem> {
+    fn read(flow_id: &'a str, rows: &'a [Row], with_status: bool) -> Result<Self, ApiError> {
         let first = usize::from(with_status);
         let mut placed = Vec::with_capacity(rows.len());
         for row in rows {
@@ -287,7 +287,7 @@ impl<'a> Runs<'a> {
     }
 
     /// Writes them as JSON, with commas between.
-    fn write(&self, out: &mut Vec<u8>) -> Result<(), Problem> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), ApiError> {
         // All of them begin alike.
         let mut start = b"{\"flow_id\":".to_vec();
         text(&mut start, Some(self.flow_id));
@@ -339,12 +339,12 @@ impl<'a> Runs<'a> {
     }
 }
 
-fn unexpected(error: tokio_postgres::Error) -> Problem {
+fn unexpected(error: tokio_postgres::Error) -> ApiError {
     tracing::warn!(
         error = crate::error::chain(&error),
         "a run's columns are not of the types that upstream gives them"
     );
-    Problem::unavailable("the runs' table is not as expected")
+    ApiError::unavailable("the runs' table is not as expected")
 }
 
 fn text(out: &mut Vec<u8>, value: Option<&str>) {

@@ -18,7 +18,7 @@ pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
     if metrics.up.get() == 0 {
         missing.push("the database does not answer");
     }
-    if metrics.believable.get() == 0 {
+    if metrics.valid.get() == 0 {
         missing.push("the column is not to be believed yet: the first pass is not complete");
     }
     let code = if missing.is_empty() {

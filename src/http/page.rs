@@ -72,7 +72,7 @@ fn verdict(metrics: &Metrics) -> (&'static str, &'static str) {
     if !yes(&metrics.up) {
         return ("bad", "The database does not answer");
     }
-    if !yes(&metrics.believable) {
+    if !yes(&metrics.valid) {
         return (
             "wait",
             "The first pass over all runs is not complete: do not believe the column yet",
@@ -165,7 +165,7 @@ fn work(metrics: &Metrics) -> String {
 
 fn trust(metrics: &Metrics, now: SystemTime) -> String {
     let mut html = String::new();
-    let believable = if yes(&metrics.believable) {
+    let believable = if yes(&metrics.valid) {
         "yes"
     } else {
         "not yet"
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(verdict(&metrics).0, "bad");
         metrics.up.set(1);
         assert_eq!(verdict(&metrics).0, "wait");
-        metrics.believable.set(1);
+        metrics.valid.set(1);
         assert_eq!(verdict(&metrics).0, "good");
     }
 

@@ -8,14 +8,16 @@ use tokio_postgres::types::Type;
 
 use super::steps::MIGRATIONS;
 use super::tables::{TableNames, Tables};
-use crate::pg::{Connector, Purpose, quote_ident};
+use crate::pg::{Connector, SessionProfile, quote_ident};
 
 /// A report for people, and whether everything is installed and whole.
 ///
 /// # Errors
 /// If the database cannot be read.
 pub async fn status(connector: &Connector, names: &TableNames) -> anyhow::Result<(String, bool)> {
-    let client = connector.connect(Purpose::Look).await?;
+    let client = connector
+        .connect(SessionProfile::ReadOnlyTransaction)
+        .await?;
     let tables = Tables::find(&client, names).await?;
     let mut text = format!(
         "tables      {}, {}\n",

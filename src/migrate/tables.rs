@@ -134,10 +134,10 @@ select n.nspname::text, c.relname::text, c.relkind = 'r'
 ///
 /// # Errors
 /// If the catalogue cannot be read.
-pub async fn notifying_neighbour(client: &Client, runs: &str) -> anyhow::Result<bool> {
+pub async fn upstream_notify_triggers(client: &Client, runs: &str) -> anyhow::Result<bool> {
     // 16 is the bit of UPDATE in tgtype.
     let sql = format!(
-        "-- migrate.notifying_neighbour
+        "-- migrate.upstream_notify_triggers
 select exists (select
                  from pg_trigger
                 where tgrelid = to_regclass({})

@@ -1,4 +1,4 @@
-//! Finds out whether connections are sessions of their own.
+//! Detects whether connections are sessions of their own.
 
 use std::collections::HashSet;
 use std::future::poll_fn;
@@ -9,53 +9,53 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::pool::SHORT;
 use super::session::{Connector, SessionMode};
+use super::timeouts::SHORT;
 use crate::error::Error;
 
-/// How long a test message may take from one connection to the other at start.
+/// How long the test notification may take from one connection to the other.
 const SELF_TEST_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How often the self-test tries to take back that it listened.
+/// How often the self-test tries to undo its LISTEN.
 const UNLISTENS: usize = 20;
 
-/// Finds out whether connections are sessions: each keeps to one process of the server, which no
-/// other has, and a message sent over one reaches another that listens. Behind a transaction pooler
-/// the first mostly fails at once, and leaves nothing behind; one so busy that it does not fail has
-/// forgotten who listened.
+/// Detects whether connections are sessions: each keeps one server process, which no other
+/// connection shares, and a notification sent over one reaches another that listens. Behind a
+/// transaction pooler the first check mostly fails at once and leaves nothing behind; where the pooler
+/// is so busy that it passes, the second fails, because the pooler loses the LISTEN.
 ///
 /// # Errors
-/// If no connection can be had, or the server refuses.
+/// If a connection cannot be opened, or the server refuses.
 pub async fn detect_mode(connector: &Connector) -> Result<SessionMode, Error> {
-    let (ears, mut traffic) = connector.connect_bare().await?;
-    let mouth = plain(connector).await?;
+    let (receiver, mut traffic) = connector.connect_bare().await?;
+    let sender = plain(connector).await?;
     let nonce = format!("self-test {:016x}", rand::random::<u64>());
     let expected = nonce.clone();
-    let (heard, hears) = oneshot::channel();
+    let (report, received) = oneshot::channel();
     let _reader = AbortOnDropHandle::new(tokio::spawn(async move {
-        let mut heard = Some(heard);
+        let mut report = Some(report);
         while let Some(Ok(message)) = poll_fn(|context| traffic.poll_message(context)).await {
             if let AsyncMessage::Notification(note) = message
                 && note.payload() == expected
-                && let Some(heard) = heard.take()
+                && let Some(report) = report.take()
             {
-                let _ = heard.send(());
+                let _ = report.send(());
             }
         }
     }));
-    if is_shared(&ears, &mouth).await? {
+    if is_shared(&receiver, &sender).await? {
         return Ok(SessionMode::Transaction);
     }
-    let listening = self_test(&ears, "listen status_indexer_self_test").await?;
+    let listening = self_test(&receiver, "listen status_indexer_self_test").await?;
     self_test(
-        &mouth,
+        &sender,
         &format!("select pg_notify('status_indexer_self_test', '{nonce}')"),
     )
     .await?;
-    let reached = timeout(SELF_TEST_DEADLINE, hears).await;
-    // A pooler may take this to another connection than the one that listens.
+    let reached = timeout(SELF_TEST_DEADLINE, received).await;
+    // A pooler may send this to another server process than the one that listens.
     for _ in 0..UNLISTENS {
-        if self_test(&ears, "unlisten status_indexer_self_test").await? == listening {
+        if self_test(&receiver, "unlisten status_indexer_self_test").await? == listening {
             break;
         }
     }
@@ -72,8 +72,8 @@ async fn plain(connector: &Connector) -> Result<Client, Error> {
     Ok(client)
 }
 
-/// Whether either connection is seen to change its process, or to have the other's. Asked in an
-/// order without a rhythm, which a pooler's turns could fit.
+/// Whether a connection changes its server process, or both share one. The order of the queries has
+/// no period, which a pooler's rotation could match.
 async fn is_shared(one: &Client, other: &Client) -> Result<bool, Error> {
     let (mut ones, mut others) = (HashSet::new(), HashSet::new());
     for first in [true, true, false, true, false, false, true, false] {
@@ -87,7 +87,7 @@ async fn is_shared(one: &Client, other: &Client) -> Result<bool, Error> {
     Ok(ones.len() > 1 || others.len() > 1 || ones == others)
 }
 
-/// Runs a statement of the self-test; returns which of the server's processes did.
+/// Runs a statement of the self-test; returns the process id of the server that ran it.
 async fn self_test(client: &Client, sql: &str) -> Result<Option<String>, Error> {
     let statement = "listener.self_test";
     let sql = format!("-- {statement}\n{sql};\nselect pg_backend_pid()");

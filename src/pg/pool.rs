@@ -1,5 +1,6 @@
 //! The pool, and the one call that every statement of the stages goes through.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
@@ -10,25 +11,14 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
 
-use super::batch::BatchSize;
-use super::session::{
-    Connector, LOOK_SETTINGS, Purpose, SessionMode, TRANSACTION_SETTINGS, settings,
-};
-use crate::error::{Error, Remedy, chain};
+use super::session::{Connector, SessionMode, SessionProfile};
+use super::timeouts::{POOL_WAIT, SHORT};
+use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 
-/// A value and its type. Types are stated, so that a statement needs no round trip to prepare it
-/// and no name on the server, which a transaction pooler would lose.
+/// A value and its type. The type is explicit, so that a statement needs neither a round trip to
+/// prepare it nor a name on the server, which a transaction pooler would lose.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
-
-/// How long a stage waits for a connection of the pool to be free.
-const POOL_WAIT: Duration = Duration::from_secs(5);
-
-/// The client's limit on a call that should take milliseconds: a dead peer looks like silence.
-pub(crate) const SHORT: Duration = Duration::from_secs(5);
-
-/// The client's limit on a call that reads much; above the server's own of 30 s.
-pub(crate) const LONG: Duration = Duration::from_secs(35);
 
 /// The stages' way into the database.
 #[derive(Debug, Clone)]
@@ -37,13 +27,18 @@ pub struct Db {
     mode: SessionMode,
     metrics: Metrics,
     stop: CancellationToken,
-    batch: BatchSize,
-    /// What opens each transaction, where there are no sessions to set up once.
-    opening: &'static str,
+    /// Begins each transaction where a connection does not keep its settings.
+    begin: Arc<str>,
 }
 
-/// The beginning of any pool of ours: connections open on demand, and in a time that is known.
-pub(crate) fn pool_of(connector: &Connector, size: usize) -> PoolBuilder {
+/// The common part of all pools: connections open on demand, within a known time, with the settings
+/// of their profile where connections are sessions.
+pub(crate) fn pool_of(
+    connector: &Connector,
+    mode: SessionMode,
+    size: usize,
+    profile: SessionProfile,
+) -> PoolBuilder {
     let manager = Manager::from_config(
         connector.config().clone(),
         connector.tls(),
@@ -51,49 +46,47 @@ pub(crate) fn pool_of(connector: &Connector, size: usize) -> PoolBuilder {
             recycling_method: RecyclingMethod::Fast,
         },
     );
-    Pool::builder(manager)
+    let builder = Pool::builder(manager)
         .max_size(size)
         .runtime(Runtime::Tokio1)
-        .create_timeout(Some(connector.attempt() + SHORT))
+        .create_timeout(Some(connector.attempt() + SHORT));
+    if mode == SessionMode::Transaction {
+        return builder;
+    }
+    let settings: Arc<str> = profile.session().into();
+    builder.post_create(Hook::async_fn(move |client, _| {
+        let settings = Arc::clone(&settings);
+        Box::pin(async move {
+            client
+                .batch_execute(&settings)
+                .await
+                .map_err(HookError::Backend)
+        })
+    }))
+}
+
+/// The error of a pool that has no connection to give.
+pub(crate) fn connect_error(error: PoolError) -> Error {
+    match error {
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
+            Error::Connect(Box::new(error))
+        }
+        other => Error::Connect(Box::new(other)),
+    }
 }
 
 impl Db {
-    /// Makes a pool; connections open on demand.
+    /// Makes a pool of `size` connections, which open on demand.
     #[must_use]
-    pub fn new(connector: &Connector, mode: SessionMode, size: usize, metrics: Metrics) -> Self {
-        Self::with(connector, mode, size, metrics, Purpose::Work)
-    }
-
-    /// A pool for a pass at full speed.
-    #[must_use]
-    pub fn for_pass(
+    pub fn new(
         connector: &Connector,
         mode: SessionMode,
         size: usize,
+        profile: SessionProfile,
         metrics: Metrics,
     ) -> Self {
-        Self::with(connector, mode, size, metrics, Purpose::Pass)
-    }
-
-    fn with(
-        connector: &Connector,
-        mode: SessionMode,
-        size: usize,
-        metrics: Metrics,
-        purpose: Purpose,
-    ) -> Self {
-        let mut builder = pool_of(connector, size).wait_timeout(Some(POOL_WAIT));
-        if mode != SessionMode::Transaction {
-            builder = builder.post_create(Hook::async_fn(move |client, _| {
-                Box::pin(async move {
-                    client
-                        .batch_execute(&settings(purpose))
-                        .await
-                        .map_err(HookError::Backend)
-                })
-            }));
-        }
-        let pool = builder
+        let pool = pool_of(connector, mode, size, profile)
+            .wait_timeout(Some(POOL_WAIT))
             .build()
             .expect("the builder has the runtime that its timeouts need");
         Self {
@@ -101,24 +94,24 @@ impl Db {
             mode,
             metrics,
             stop: CancellationToken::new(),
-            batch: BatchSize::up_to(match purpose {
-                Purpose::Pass => BatchSize::MOST_OF_A_PASS,
-                _ => BatchSize::MOST,
-            }),
-            opening: TRANSACTION_SETTINGS,
+            begin: profile.begin().into(),
         }
     }
 
-    /// A pool for reads alone, on a standby and through a transaction pooler too.
+    /// A pool for reads alone, which also works on a standby and through a transaction pooler.
     #[must_use]
     pub fn for_reads(connector: &Connector, size: usize, metrics: Metrics) -> Self {
-        let mut db = Self::new(connector, SessionMode::Transaction, size, metrics);
-        db.opening = LOOK_SETTINGS;
-        db
+        Self::new(
+            connector,
+            SessionMode::Transaction,
+            size,
+            SessionProfile::ReadOnlyTransaction,
+            metrics,
+        )
     }
 
-    /// The same, but once told to stop nothing more is begun, and long calls, which only read, are
-    /// given up; short ones are waited for.
+    /// The same pool, but after `stop` no call begins, and long calls, which only read, are
+    /// abandoned; short calls are awaited.
     #[must_use]
     pub fn until(mut self, stop: CancellationToken) -> Self {
         self.stop = stop;
@@ -128,7 +121,7 @@ impl Db {
     /// Runs one statement as a transaction of its own and returns its rows.
     ///
     /// # Errors
-    /// If no connection can be had, the server refuses the statement, or no answer comes in time.
+    /// If there is no connection, the server refuses the statement, or no answer comes in time.
     pub async fn query(
         &self,
         sql: &'static str,
@@ -161,19 +154,13 @@ impl Db {
         })
     }
 
-    /// How connections behave, as found at start.
+    /// Whether connections are sessions, as detected at start.
     #[must_use]
     pub fn mode(&self) -> SessionMode {
         self.mode
     }
 
-    /// How many runs one call may judge.
-    #[must_use]
-    pub fn batch(&self) -> &BatchSize {
-        &self.batch
-    }
-
-    /// Tells the metrics how many connections there are.
+    /// Sets the gauge of connections.
     pub fn observe_pool(&self) {
         let status = self.pool.status();
         let idle = status.available;
@@ -202,23 +189,21 @@ impl Db {
         let Some(client) = self.stop.run_until_cancelled(self.pool.get()).await else {
             return Err(Error::Stopping);
         };
-        let client = client.map_err(pool_error)?;
+        let client = client.map_err(connect_error)?;
         let call = async {
             match self.mode {
-                SessionMode::Transaction => {
-                    in_transaction(&client, self.opening, sql, params).await
-                }
+                SessionMode::Transaction => in_transaction(&client, &self.begin, sql, params).await,
                 _ => client.query_typed(sql, params).await,
             }
         };
-        let given_up = tokio::select! {
+        let abandoned = tokio::select! {
             answer = call => return answer.map_err(|source| Error::Postgres { statement, source }),
             () = tokio::time::sleep(limit) => Error::Timeout { statement, after: limit },
             () = self.stop.cancelled(), if limit > SHORT => Error::Stopping,
         };
-        // Its answer may still come, and must not be taken for that of the next call.
+        // The answer may still come, and the next call must not take it for its own.
         drop(Object::take(client));
-        Err(given_up)
+        Err(abandoned)
     }
 
     fn count(&self, error: &Error) {
@@ -230,16 +215,7 @@ impl Db {
         if error.is_lock_timeout() {
             self.metrics.lock_timeouts_total.inc();
         }
-        // The objects were removed, or a restore left them out: nobody keeps the column now.
-        if error.remedy() == Remedy::Migrate {
-            self.metrics.believable.set(0);
-        }
-        let unreachable = match error {
-            Error::Connect(_) | Error::Timeout { .. } => true,
-            Error::Postgres { source, .. } => source.is_closed(),
-            Error::Answer { .. } | Error::Stopping => false,
-        };
-        if unreachable {
+        if error.is_unreachable() {
             self.metrics.up.set(0);
         }
     }
@@ -247,27 +223,18 @@ impl Db {
 
 async fn in_transaction(
     client: &Client,
-    opening: &str,
+    begin: &str,
     sql: &str,
     params: &[Param<'_>],
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let answer = match client.batch_execute(opening).await {
+    let answer = match client.batch_execute(begin).await {
         Ok(()) => client.query_typed(sql, params).await,
         Err(error) => Err(error),
     };
     let end = if answer.is_ok() { "commit" } else { "rollback" };
     if let Err(error) = client.batch_execute(end).await {
-        tracing::debug!(error = chain(&error), "a transaction was not ended cleanly");
+        tracing::debug!(error = chain(&error), "a transaction did not end cleanly");
         return answer.and(Err(error));
     }
     answer
-}
-
-fn pool_error(error: PoolError) -> Error {
-    match error {
-        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-            Error::Connect(Box::new(error))
-        }
-        other => Error::Connect(Box::new(other)),
-    }
 }

@@ -1,4 +1,7 @@
-//! Opens sessions and sets what every one of ours needs, whatever the role's defaults are.
+//! Opens sessions, and gives each the settings of its profile, whatever the role's defaults are.
+//!
+//! Owns the one table of settings ([`SessionProfile::settings`]). The same entries become `set` for
+//! a session, or `set local` for a transaction where connections are not sessions.
 
 use std::time::Duration;
 
@@ -7,34 +10,39 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, Connection, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::pool::SHORT;
+use super::timeouts::{CONNECT_TIMEOUT, SHORT};
 use super::tls::{TlsError, TlsParams};
 use crate::error::Error;
 
-/// What a session is for; decides its limits.
+/// What a session is for; decides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum SessionProfile {
     /// Short calls of the stages. Commits asynchronously: a status is written in the transaction
-    /// that takes its queue row, so a crash of the server undoes both or neither.
-    Work,
-    /// The same calls by a pass at full speed. Commits flush what they wrote, here alone: about a
-    /// megabyte at a time, which otherwise the next heartbeat's commit would have to wait for.
-    Pass,
-    /// The LISTEN session, which also holds the lead.
-    Listen,
-    /// Changes of the schema: no limit on time, because an index takes as long as it takes.
-    Migrate,
-    /// Reads of people's commands, on a standby too.
-    Read,
-    /// One look by a person's command, in a transaction that it opens: whatever lends the connection
-    /// out again, such as a transaction pooler, lends none of our settings with it.
-    Look,
+    /// that removes its queue row, so a crash of the server undoes both or neither.
+    Worker,
+    /// The same calls by a backfill at full speed. Each commit flushes its own WAL, about a
+    /// megabyte; otherwise the next heartbeat's commit would have to wait for it.
+    Bulk,
+    /// The LISTEN session, which also holds the leader's lock.
+    Listener,
+    /// Changes of the schema: no time limit, because an index build has no known duration.
+    Migration,
+    /// Reads of the commands, also on a standby.
+    Reader,
+    /// Reads of the read API.
+    Api {
+        /// The server's limit on one statement.
+        statement_timeout: Duration,
+    },
+    /// One read-only transaction, opened with the connection. Nothing outlives the transaction, so a
+    /// transaction pooler hands none of our settings to its other clients.
+    ReadOnlyTransaction,
 }
 
 /// Whether a connection is a session of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum SessionMode {
-    /// Find out at start.
+    /// Detect at start.
     Auto,
     /// Connections are sessions: LISTEN and session locks work.
     Session,
@@ -42,24 +50,126 @@ pub enum SessionMode {
     Transaction,
 }
 
-/// How long a connection attempt may take unless configured.
-pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The transaction that fills a GIN pending list flushes it while it holds its row locks. With the
+/// server's default of 4 MB the longest call of a backfill (100 runs) took 82 ms, with this limit 34 ms;
+/// the sum of all calls was the same.
+const PENDING_LIST_LIMIT: &str = "256kB";
 
-/// The server's own limit on a statement of the stages. The client gives up later, on its own clock.
-const STATEMENT_TIMEOUT: &str = "30s";
+/// For a backfill, which flushes the list between its calls, while it holds no lock
+/// (`status_indexer.flush_pending_list`). The server's default.
+const PENDING_LIST_LIMIT_BULK: &str = "4MB";
 
-/// Whose entry makes the pending list of an index on tags this long moves all of it into the index,
-/// with the rows of its batch held. With the server's 4 MB the longest of a backfill's calls, of 100
-/// runs each, took 82 ms, with these 34, and all of them together as long.
-const GIN_PENDING_LIST_LIMIT: &str = "256kB";
+/// How a setting is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// To a session, or to a transaction.
+    Any,
+    /// To a session only: it describes the connection, or begins transactions itself.
+    Session,
+}
 
-/// The same of a pass at full speed, which has the list moved before it is so long, with no row held
-/// (`status_indexer.move_pending`). The server's default.
-const GIN_PENDING_LIST_LIMIT_OF_A_PASS: &str = "4MB";
+/// A name, its value as SQL, and its scope.
+type Setting = (&'static str, String, Scope);
 
-/// A LISTEN session that says nothing for so long is that of a frozen process: the server ends it
-/// (since PostgreSQL 14), and with it the lead.
-const LISTEN_IDLE_TIMEOUT: &str = "5s";
+impl SessionProfile {
+    /// The settings: one table for all profiles.
+    fn settings(self) -> Vec<Setting> {
+        let any = |name, value: &str| (name, value.to_owned(), Scope::Any);
+        let session = |name, value: &str| (name, value.to_owned(), Scope::Session);
+        let mut settings = vec![
+            session("default_transaction_isolation", "'read committed'"),
+            session("client_min_messages", "warning"),
+            session("tcp_keepalives_idle", "10"),
+            session("tcp_keepalives_interval", "3"),
+            session("tcp_keepalives_count", "3"),
+            session("tcp_user_timeout", "10000"),
+            any("search_path", "pg_catalog, pg_temp"),
+            any("jit", "off"),
+        ];
+        let read_only = match self {
+            Self::Worker | Self::Bulk | Self::Listener | Self::Migration => Some("off"),
+            Self::Api { .. } => Some("on"),
+            Self::Reader | Self::ReadOnlyTransaction => None,
+        };
+        settings.extend(read_only.map(|value| session("default_transaction_read_only", value)));
+        settings.extend(match self {
+            Self::Worker | Self::Bulk => {
+                let (commit, pending_list) = match self {
+                    Self::Bulk => ("local", PENDING_LIST_LIMIT_BULK),
+                    _ => ("off", PENDING_LIST_LIMIT),
+                };
+                vec![
+                    any("synchronous_commit", commit),
+                    any("lock_timeout", "'100ms'"),
+                    any("idle_in_transaction_session_timeout", "'5s'"),
+                    any("statement_timeout", "'30s'"),
+                    any("gin_pending_list_limit", &format!("'{pending_list}'")),
+                ]
+            }
+            Self::Listener => vec![
+                any("lock_timeout", "'100ms'"),
+                any("statement_timeout", "'5s'"),
+            ],
+            Self::Migration => vec![
+                any("statement_timeout", "0"),
+                any("lock_timeout", "0"),
+                any("idle_in_transaction_session_timeout", "'60s'"),
+            ],
+            Self::Reader | Self::ReadOnlyTransaction => vec![
+                any("lock_timeout", "'5s'"),
+                any("statement_timeout", "'10min'"),
+            ],
+            Self::Api { statement_timeout } => vec![
+                any("lock_timeout", "'2s'"),
+                any(
+                    "statement_timeout",
+                    &statement_timeout.as_millis().to_string(),
+                ),
+                any("idle_in_transaction_session_timeout", "'5s'"),
+                session("plan_cache_mode", "force_generic_plan"),
+                session("enable_sort", "off"),
+                session("enable_bitmapscan", "off"),
+            ],
+        });
+        settings
+    }
+
+    /// The statements that prepare a new session.
+    pub(crate) fn session(self) -> String {
+        if self == Self::ReadOnlyTransaction {
+            return self.begin();
+        }
+        let mut sql = String::from("-- session.settings\n");
+        for (name, value, _) in self.settings() {
+            sql.push_str(&format!("set {name} = {value};\n"));
+        }
+        if self == Self::Listener {
+            // The server ends a LISTEN session that is silent for so long, which is the session of a
+            // frozen process, and with it the leadership. Servers before 14 do not know the setting,
+            // and `set` would fail there.
+            sql.push_str(
+                "select set_config(name, '5s', false) from pg_settings where name = 'idle_session_timeout';\n",
+            );
+        }
+        sql
+    }
+
+    /// The statements that begin a transaction where the connection does not keep settings.
+    pub(crate) fn begin(self) -> String {
+        let access = match self {
+            Self::Reader | Self::Api { .. } | Self::ReadOnlyTransaction => "read only",
+            _ => "read write",
+        };
+        let mut sql =
+            format!("-- transaction.settings\nbegin isolation level read committed {access};\n");
+        for (name, value, scope) in self.settings() {
+            if scope == Scope::Any {
+                sql.push_str(&format!("set local {name} = {value};\n"));
+            }
+        }
+        sql
+    }
+}
 
 /// Opens connections with one set of parameters.
 #[derive(Clone)]
@@ -83,7 +193,7 @@ impl Connector {
     /// Takes the driver's parameters and those of TLS.
     ///
     /// # Errors
-    /// If the parameters of TLS cannot be used.
+    /// If the TLS parameters cannot be used.
     pub fn new(mut config: Config, tls: &TlsParams) -> Result<Self, TlsError> {
         let (ssl_mode, tls) = tls.connector()?;
         config.ssl_mode(ssl_mode);
@@ -119,9 +229,9 @@ impl Connector {
     /// Opens a bare connection; the caller drives its traffic.
     ///
     /// # Errors
-    /// If no connection can be had, or no answer comes in time.
+    /// If the connection is refused, or no answer comes in time.
     pub(crate) async fn connect_bare(&self) -> Result<(Client, Traffic), Error> {
-        // The driver's own limit ends with the TCP connection; a peer that took it may still be silent.
+        // The driver's own limit ends with the TCP handshake; a peer that accepted may stay silent.
         match timeout(self.attempt(), self.config.connect(self.tls.clone())).await {
             Ok(connected) => connected.map_err(|error| Error::Connect(Box::new(error))),
             Err(_) => Err(Error::Timeout {
@@ -131,7 +241,7 @@ impl Connector {
         }
     }
 
-    /// How long it may take to connect, all hosts tried.
+    /// How long a connection attempt over all hosts may take.
     pub(crate) fn attempt(&self) -> Duration {
         let hosts = self.config.get_hosts().len().max(1);
         let each = self.config.get_connect_timeout().copied();
@@ -139,20 +249,20 @@ impl Connector {
             .saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX))
     }
 
-    /// Opens a connection that a task of its own drives, with the settings of its purpose.
+    /// Opens a connection with the settings of its profile; a task of its own drives it.
     ///
     /// # Errors
-    /// If no connection can be had, or it refuses the settings.
-    pub async fn connect(&self, purpose: Purpose) -> Result<Client, Error> {
+    /// If there is no connection, or the server refuses the settings.
+    pub async fn connect(&self, profile: SessionProfile) -> Result<Client, Error> {
         let (client, traffic) = self.connect_bare().await?;
-        // Ends when the client is dropped; what breaks a connection is told to the caller waiting on it.
+        // Ends when the client is dropped. A caller that waits on a broken connection gets the error.
         tokio::spawn(async move {
             if let Err(error) = traffic.await {
                 tracing::debug!(error = crate::error::chain(&error), "connection closed");
             }
         });
         let statement = "session.settings";
-        match timeout(SHORT, client.batch_execute(&settings(purpose))).await {
+        match timeout(SHORT, client.batch_execute(&profile.session())).await {
             Ok(set) => set.map_err(|source| Error::Postgres { statement, source })?,
             Err(_) => {
                 return Err(Error::Timeout {
@@ -165,73 +275,25 @@ impl Connector {
     }
 }
 
-/// The statements that make a session fit for its purpose.
-pub(crate) fn settings(purpose: Purpose) -> String {
-    if purpose == Purpose::Look {
-        return LOOK_SETTINGS.to_owned();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_has_every_setting_that_is_not_of_the_connection() {
+        for profile in [
+            SessionProfile::Worker,
+            SessionProfile::Bulk,
+            SessionProfile::ReadOnlyTransaction,
+            SessionProfile::Api {
+                statement_timeout: Duration::from_secs(3),
+            },
+        ] {
+            let begin = profile.begin();
+            for (name, value, scope) in profile.settings() {
+                let local = format!("set local {name} = {value};");
+                assert_eq!(begin.contains(&local), scope == Scope::Any, "{local}");
+            }
+        }
     }
-    let mut sql = String::from(
-        "-- session.settings
-set default_transaction_isolation = 'read committed';
-set search_path = pg_catalog, pg_temp;
-set jit = off;
-set client_min_messages = warning;
-set tcp_keepalives_idle = 10;
-set tcp_keepalives_interval = 3;
-set tcp_keepalives_count = 3;
-set tcp_user_timeout = 10000;
-",
-    );
-    if purpose != Purpose::Read {
-        sql.push_str("set default_transaction_read_only = off;\n");
-    }
-    match purpose {
-        Purpose::Work | Purpose::Pass => {
-            let (flushed, pending) = match purpose {
-                Purpose::Pass => ("local", GIN_PENDING_LIST_LIMIT_OF_A_PASS),
-                _ => ("off", GIN_PENDING_LIST_LIMIT),
-            };
-            sql.push_str(&format!("set synchronous_commit = {flushed};\n"));
-            sql.push_str("set lock_timeout = '100ms';\n");
-            sql.push_str("set idle_in_transaction_session_timeout = '5s';\n");
-            sql.push_str(&format!("set statement_timeout = '{STATEMENT_TIMEOUT}';\n"));
-            sql.push_str(&format!("set gin_pending_list_limit = '{pending}';\n"));
-        }
-        Purpose::Listen => {
-            sql.push_str("set lock_timeout = '100ms';\nset statement_timeout = '5s';\n");
-            // `set` would fail on servers that do not know it.
-            sql.push_str(&format!(
-                "select set_config(name, '{LISTEN_IDLE_TIMEOUT}', false) from pg_settings where name = 'idle_session_timeout';\n"
-            ));
-        }
-        Purpose::Migrate => {
-            sql.push_str("set statement_timeout = 0;\nset lock_timeout = 0;\n");
-            sql.push_str("set idle_in_transaction_session_timeout = '60s';\n");
-        }
-        Purpose::Read => {
-            sql.push_str("set lock_timeout = '5s';\nset statement_timeout = '10min';\n");
-        }
-        Purpose::Look => {}
-    }
-    sql
 }
-
-/// What opens a transaction that only reads.
-pub(crate) const LOOK_SETTINGS: &str = "\
--- session.settings
-begin isolation level read committed read only;
-set local search_path = pg_catalog, pg_temp;
-set local jit = off;
-set local lock_timeout = '5s';
-set local statement_timeout = '10min';";
-
-/// What opens each transaction where settings of a session would fall to somebody else.
-pub(crate) const TRANSACTION_SETTINGS: &str = "\
--- transaction.settings
-begin isolation level read committed read write;
-set local search_path = pg_catalog, pg_temp;
-set local lock_timeout = '100ms';
-set local statement_timeout = '30s';
-set local idle_in_transaction_session_timeout = '5s';
-set local synchronous_commit = off;
-set local gin_pending_list_limit = '256kB';";

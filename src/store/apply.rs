@@ -6,67 +6,65 @@ use serde::Deserialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{column, list};
+use super::{Store, column, list};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::pg::{BatchSize, Db, LONG, SHORT, name_of};
+use crate::pg::{LONG, SHORT, name_of};
+use crate::signals::{Deadlines, Signals};
 use crate::status::{Reason, RunKey, Status};
-
-/// How many runs are worth a call; the server's speed decides how many calls they are.
-pub const BATCH: usize = BatchSize::MOST;
 
 const APPLY: &str = "\
 -- apply.keys
 select applied, skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.apply($1, $2, null)";
 
-const MOVE_PENDING: &str = "\
--- apply.move_pending
+const FLUSH_PENDING_LIST: &str = "\
+-- apply.flush_pending_list
 select status_indexer.move_pending()";
 
 /// A status that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Change {
-    /// Whose.
+    /// The run.
     #[serde(flatten)]
     pub key: RunKey,
-    /// What was stored before.
+    /// The status before.
     pub from: Status,
-    /// What is stored now.
+    /// The status now.
     pub to: Status,
     /// The rule that decided.
     pub reason: Reason,
 }
 
-/// A run whose newest `attempt_ok` is no boolean.
+/// A run whose newest `attempt_ok` is not a valid boolean.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Invalid {
-    /// Whose.
+pub struct InvalidEvidence {
+    /// The run.
     #[serde(flatten)]
     pub key: RunKey,
-    /// What stands there, up to 80 characters; none where it is JSON's null or a structure.
+    /// The value as text, up to 80 characters; none for JSON's null and for structures.
     pub value: Option<String>,
 }
 
-/// What one call did.
+/// What one call, or several, did.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Applied {
-    /// Runs judged.
+    /// Runs evaluated.
     pub applied: usize,
-    /// Runs put (back) into the queue, because somebody else holds their rows.
+    /// Runs put (back) into the queue, because somebody else holds their row locks.
     pub skipped: Vec<(String, i64)>,
     /// Statuses written.
     pub changes: Vec<Change>,
-    /// Runs with evidence that cannot be read.
-    pub invalid: Vec<Invalid>,
-    /// The next moment that time alone changes one of these runs, seconds since the epoch.
+    /// Runs whose evidence cannot be read.
+    pub invalid: Vec<InvalidEvidence>,
+    /// The next moment at which time alone changes one of these runs, seconds since the epoch.
     pub next_deadline_secs: Option<f64>,
-    /// For how long their rows were held, by the server's clock.
+    /// For how long the row locks were held, by the server's clock.
     pub held: Duration,
 }
 
 impl Applied {
-    /// The outcome of both.
+    /// Adds the outcome of another call.
     fn add(&mut self, other: Self) {
         self.applied += other.applied;
         self.skipped.extend(other.skipped);
@@ -88,82 +86,95 @@ impl Applied {
             changes: list(row, statement, "changes")?,
             invalid: list(row, statement, "invalid")?,
             next_deadline_secs: column(row, statement, "next_deadline")?,
-            // A clock that steps meanwhile tells nothing.
+            // Negative where the clock stepped back meanwhile.
             held: Duration::try_from_secs_f64(held_secs.unwrap_or(0.0)).unwrap_or_default(),
         })
     }
 
-    /// Counts what was done, and logs evidence that cannot be read.
-    pub fn observe(&self, metrics: &Metrics) {
+    /// Reports the outcome: counts and logs it, schedules the next deadline, and wakes the worker for
+    /// runs that were put into the queue.
+    pub fn report(&self, signals: &Signals, metrics: &Metrics) {
+        self.count(&signals.deadlines, metrics);
+        if !self.skipped.is_empty() {
+            signals.wakeup.notify();
+        }
+    }
+
+    /// The same without the wakeup, for the worker itself, which paces its own retries.
+    pub fn count(&self, deadlines: &Deadlines, metrics: &Metrics) {
         metrics.rows_locked_total.inc_by(self.skipped.len() as u64);
-        for change in &self.changes {
-            metrics
-                .transitions_total
-                .with_label_values(&[
-                    change.from.as_str(),
-                    change.to.as_str(),
-                    change.reason.as_str(),
-                ])
-                .inc();
-            tracing::debug!(
-                run.flow_id = change.key.flow_id,
-                run.run_number = change.key.run_number,
-                from = change.from.as_str(),
-                to = change.to.as_str(),
-                reason = change.reason.as_str(),
-                "status written"
-            );
-        }
-        for invalid in &self.invalid {
-            metrics.invalid_evidence_total.inc();
-            tracing::warn!(
-                run.flow_id = invalid.key.flow_id,
-                run.run_number = invalid.key.run_number,
-                value = invalid.value,
-                "attempt_ok of the end step is no boolean; it counts as no evidence"
-            );
+        self.changes.iter().for_each(|change| change.count(metrics));
+        self.invalid.iter().for_each(|run| run.count(metrics));
+        if let Some(deadline) = self.next_deadline_secs {
+            deadlines.schedule(deadline);
         }
     }
 }
 
-/// Judges the given runs anew, in as many calls as keep the rows free for others.
-///
-/// # Errors
-/// If a call fails; then what the calls before it wrote stays.
-pub async fn apply(db: &Db, mut keys: &[RunKey]) -> Result<Applied, Error> {
-    let mut all = Applied::default();
-    while !keys.is_empty() {
-        let (batch, rest) = keys.split_at(db.batch().get().min(keys.len()));
-        let applied = apply_batch(db, batch).await?;
-        if applied.applied > 0 {
-            db.batch().learn(batch.len(), applied.held);
-        }
-        all.add(applied);
-        keys = rest;
+impl Change {
+    fn count(&self, metrics: &Metrics) {
+        let labels = [self.from.as_str(), self.to.as_str(), self.reason.as_str()];
+        metrics.transitions_total.with_label_values(&labels).inc();
+        tracing::debug!(
+            run.flow_id = self.key.flow_id,
+            run.run_number = self.key.run_number,
+            from = self.from.as_str(),
+            to = self.to.as_str(),
+            reason = self.reason.as_str(),
+            "status written"
+        );
     }
-    Ok(all)
 }
 
-async fn apply_batch(db: &Db, keys: &[RunKey]) -> Result<Applied, Error> {
-    let flow_ids: Vec<&str> = keys.iter().map(|key| key.flow_id.as_str()).collect();
-    let run_numbers: Vec<i64> = keys.iter().map(|key| key.run_number).collect();
-    let row = db
-        .query_one(
-            APPLY,
-            &[
-                (&flow_ids, Type::TEXT_ARRAY),
-                (&run_numbers, Type::INT8_ARRAY),
-            ],
-            SHORT,
-        )
-        .await?;
-    Applied::read(&row, name_of(APPLY))
+impl InvalidEvidence {
+    fn count(&self, metrics: &Metrics) {
+        metrics.invalid_evidence_total.inc();
+        tracing::warn!(
+            run.flow_id = self.key.flow_id,
+            run.run_number = self.key.run_number,
+            value = self.value,
+            "attempt_ok of the end step is not a valid boolean; it counts as missing"
+        );
+    }
 }
 
-/// Brings the runs' GIN indexes up to date while no row is held, so that no batch has to.
-///
-/// # Errors
-/// If the call fails.
-pub async fn move_pending(db: &Db) -> Result<(), Error> {
-    db.query(MOVE_PENDING, &[], LONG).await.map(drop)
+impl Store {
+    /// Evaluates the given runs and writes the statuses that differ, in as many calls as keep the row
+    /// locks short.
+    ///
+    /// # Errors
+    /// If a call fails; the calls before it stay in effect.
+    pub async fn apply(&self, mut keys: &[RunKey]) -> Result<Applied, Error> {
+        let mut all = Applied::default();
+        while !keys.is_empty() {
+            let (batch, rest) = keys.split_at(self.batch.get().min(keys.len()));
+            let applied = self.apply_batch(batch).await?;
+            if applied.applied > 0 {
+                self.batch.learn(batch.len(), applied.held);
+            }
+            all.add(applied);
+            keys = rest;
+        }
+        Ok(all)
+    }
+
+    async fn apply_batch(&self, keys: &[RunKey]) -> Result<Applied, Error> {
+        let flow_ids: Vec<&str> = keys.iter().map(|key| key.flow_id.as_str()).collect();
+        let run_numbers: Vec<i64> = keys.iter().map(|key| key.run_number).collect();
+        let params = [
+            (&flow_ids as _, Type::TEXT_ARRAY),
+            (&run_numbers as _, Type::INT8_ARRAY),
+        ];
+        let row = self.db.query_one(APPLY, &params, SHORT).await?;
+        Applied::read(&row, name_of(APPLY))
+    }
+
+    /// Flushes the pending lists of the runs table's GIN indexes while no row lock is held, so that no
+    /// batch has to.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn flush_pending_list(&self) -> Result<(), Error> {
+        self.db.query(FLUSH_PENDING_LIST, &[], LONG).await.map(drop)
+    }
 }

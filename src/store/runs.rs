@@ -1,13 +1,14 @@
-//! Reads over the runs: what time may have changed, what differs from the definition, and why one
-//! run has its status.
+//! Reads over the runs: what time may have changed, and what differs from the definition.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
-use super::{column, list};
+use super::{Store, column, list};
 use crate::error::Error;
-use crate::pg::{Db, LONG, name_of};
+use crate::pg::{LONG, name_of};
 use crate::status::{Reason, RunKey, Status};
 
 const DUE: &str = "\
@@ -21,64 +22,37 @@ select last_flow_id, last_run_number, compared, completed, failed, at_secs, repl
        flow_ids, run_numbers, drift
   from status_indexer.compare($1, $2, $3, $4)";
 
-const SKIP: &str = "\
--- runs.skip
+const KEY_AFTER: &str = "\
+-- runs.key_after
 select flow_id, run_number
   from status_indexer.skip($1, $2, $3)";
 
-/// What a look at the clock found.
+/// What a scan for passed deadlines found.
 #[derive(Debug)]
 pub struct Due {
     /// The database's clock, seconds since the epoch.
     pub at_secs: f64,
     /// Runs stored as running.
     pub running: i64,
-    /// Runs to be judged, each with the deadline that passed, seconds since the epoch.
+    /// Runs to be evaluated, each with the deadline that passed, seconds since the epoch.
     pub runs: Vec<(RunKey, f64)>,
-    /// The next moment that time alone changes a run, seconds since the epoch.
+    /// The next moment at which time alone changes a run, seconds since the epoch.
     pub next_deadline_secs: Option<f64>,
 }
 
-/// Finds the runs whose deadline lies in (`since_secs`, now]; without it, every run that time may
-/// have changed. With `jumps` also the running ones whose heartbeat leapt out of range.
-///
-/// # Errors
-/// If the call fails.
-pub async fn due(db: &Db, since_secs: Option<f64>, jumps: bool) -> Result<Due, Error> {
-    let row = db
-        .query_one(
-            DUE,
-            &[(&since_secs, Type::FLOAT8), (&jumps, Type::BOOL)],
-            LONG,
-        )
-        .await?;
-    let name = name_of(DUE);
-    let deadlines: Option<Vec<f64>> = column(&row, name, "deadlines")?;
-    let runs = keys(&row, name)?
-        .into_iter()
-        .zip(deadlines.into_iter().flatten())
-        .collect();
-    Ok(Due {
-        at_secs: column(&row, name, "at_secs")?,
-        running: column(&row, name, "running")?,
-        runs,
-        next_deadline_secs: column(&row, name, "next_deadline")?,
-    })
-}
-
-/// A run whose stored status differs from the definition, with what decided.
+/// A run whose stored status differs from the definition, with the evidence that decided.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
-    /// Whose.
+    /// The run.
     #[serde(flatten)]
     pub key: RunKey,
-    /// What the column says.
+    /// The stored status.
     pub stored: Status,
-    /// What the definition says.
+    /// The status by the definition.
     pub expected: Status,
     /// The rule that decided.
     pub reason: Reason,
-    /// Whether an event of the run waits in the queue, which explains the difference.
+    /// Whether an event of the run is in the queue, which explains the difference.
     pub queued: bool,
     /// The newest `attempt_ok`, as text, up to 80 characters.
     pub ok_value: Option<String>,
@@ -92,43 +66,59 @@ pub struct Difference {
     pub deadline_distance: Option<f64>,
 }
 
+/// What explains a difference between the stored and the computed status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Explained {
+    /// An event of the run is in the queue: the worker is about to apply it.
+    PendingEvent,
+    /// A deadline has just passed: the sweeper is about to apply it.
+    PassedDeadline,
+    /// A deadline passed long ago, and the run is still stored as running: the sweeper is late, as
+    /// after an outage.
+    OverdueDeadline,
+    /// Nothing explains it.
+    Drift,
+}
+
 impl Difference {
+    /// Classifies the difference. A deadline that passed no longer than `slack` ago counts as passed
+    /// just now.
+    #[must_use]
+    pub fn classify(&self, slack: Duration) -> Explained {
+        let near = |secs: f64| secs <= slack.as_secs_f64();
+        if self.queued {
+            Explained::PendingEvent
+        } else if self.is_of_time() && self.deadline_distance.is_some_and(near) {
+            Explained::PassedDeadline
+        } else if self.stored == Status::Running
+            && matches!(self.reason, Reason::HeartbeatLost | Reason::NoHeartbeat)
+        {
+            Explained::OverdueDeadline
+        } else {
+            Explained::Drift
+        }
+    }
+
     /// Whether the passing of time alone could explain the difference.
     #[must_use]
     pub fn is_of_time(&self) -> bool {
         self.deadline_distance.is_some() && self.stored != Status::Completed
     }
-
-    /// Whether an event that waits, or a deadline that has just passed, explains it: the pipeline
-    /// is about to mend it.
-    #[must_use]
-    pub fn is_in_flight(&self) -> bool {
-        let near = |secs: f64| secs <= DEADLINE_SLACK_SECS;
-        self.queued || (self.is_of_time() && self.deadline_distance.is_some_and(near))
-    }
-
-    /// Whether the run is stored as running and its heartbeat says that it no longer does, which is
-    /// the sweeper's to find.
-    #[must_use]
-    pub fn has_run_out(&self) -> bool {
-        self.stored == Status::Running
-            && matches!(self.reason, Reason::HeartbeatLost | Reason::NoHeartbeat)
-    }
 }
 
 /// A deadline that passed so recently may not have been swept yet.
-pub const DEADLINE_SLACK_SECS: f64 = 5.0;
+pub const DEADLINE_SLACK: Duration = Duration::from_secs(5);
 
-/// One step of a walk over all runs.
+/// One batch of a scan.
 #[derive(Debug)]
 pub struct Compared {
-    /// The last run looked at; none at the end.
+    /// The last run compared; none at the end.
     pub last: Option<RunKey>,
-    /// How many runs were looked at.
+    /// Runs compared.
     pub compared: i64,
-    /// How many of them the definition says are completed; none where reasons are not wanted.
+    /// Runs among them that are completed by the definition; 0 with [`Detail::Keys`].
     pub completed: i64,
-    /// How many of them the definition says are failed; none where reasons are not wanted.
+    /// Runs among them that are failed by the definition; 0 with [`Detail::Keys`].
     pub failed: i64,
     /// The database's clock, seconds since the epoch.
     pub at_secs: f64,
@@ -136,72 +126,106 @@ pub struct Compared {
     pub replayed_secs: Option<f64>,
     /// The runs that differ.
     pub differing: Vec<RunKey>,
-    /// The same with their reasons, where those are wanted.
+    /// The same with their reasons; empty with [`Detail::Keys`].
     pub differences: Vec<Difference>,
 }
 
-/// What is to be told of the runs that differ.
+/// What a comparison returns of the runs that differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// Which they are. A first pass, to which many differ, needs no more.
+    /// Their keys. Enough for a backfill, where many differ.
     Keys,
-    /// Also what is stored, what should be, and why.
+    /// Also the stored and the computed status, and the reason.
     Reasons,
 }
 
-/// Compares the `batch` runs after `after`, in key order and in one snapshot, without locks.
-///
-/// # Errors
-/// If the call fails.
-pub async fn compare(
-    db: &Db,
-    after: Option<&RunKey>,
-    batch: i32,
-    detail: Detail,
-) -> Result<Compared, Error> {
-    let (flow_id, run_number) = place(after);
-    let values: [(&(dyn ToSql + Sync), Type); 4] = [
-        (&flow_id, Type::TEXT),
-        (&run_number, Type::INT8),
-        (&batch, Type::INT4),
-        (&(detail == Detail::Reasons), Type::BOOL),
-    ];
-    let row = db.query_one(COMPARE, &values, LONG).await?;
-    let name = name_of(COMPARE);
-    let count = |of| column::<Option<i32>>(&row, name, of).map(|count| count.unwrap_or(0).into());
-    Ok(Compared {
-        last: key(&row, name, "last_flow_id", "last_run_number")?,
-        compared: column::<i32>(&row, name, "compared")?.into(),
-        completed: count("completed")?,
-        failed: count("failed")?,
-        at_secs: column(&row, name, "at_secs")?,
-        replayed_secs: column(&row, name, "replayed_secs")?,
-        differing: keys(&row, name)?,
-        differences: list(&row, name, "drift")?,
-    })
+impl Store {
+    /// Finds the runs whose deadline lies in (`since_secs`, now]; without `since_secs`, every run that
+    /// time may have changed. With `out_of_range` also the running ones whose heartbeat was written
+    /// outside the cutoff.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn due(&self, since_secs: Option<f64>, out_of_range: bool) -> Result<Due, Error> {
+        let params = [
+            (&since_secs as _, Type::FLOAT8),
+            (&out_of_range as _, Type::BOOL),
+        ];
+        let row = self.db.query_one(DUE, &params, LONG).await?;
+        let name = name_of(DUE);
+        let deadlines: Option<Vec<f64>> = column(&row, name, "deadlines")?;
+        let runs = keys(&row, name)?
+            .into_iter()
+            .zip(deadlines.into_iter().flatten())
+            .collect();
+        Ok(Due {
+            at_secs: column(&row, name, "at_secs")?,
+            running: column(&row, name, "running")?,
+            runs,
+            next_deadline_secs: column(&row, name, "next_deadline")?,
+        })
+    }
+
+    /// Compares the `batch` runs after `after` with the definition, in key order and in one snapshot,
+    /// without locks.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn compare(
+        &self,
+        after: Option<&RunKey>,
+        batch: i32,
+        detail: Detail,
+    ) -> Result<Compared, Error> {
+        let (flow_id, run_number) = place(after);
+        let params = [
+            (&flow_id as _, Type::TEXT),
+            (&run_number as _, Type::INT8),
+            (&batch as _, Type::INT4),
+            (&(detail == Detail::Reasons) as _, Type::BOOL),
+        ];
+        let row = self.db.query_one(COMPARE, &params, LONG).await?;
+        let name = name_of(COMPARE);
+        let count =
+            |of| column::<Option<i32>>(&row, name, of).map(|count| count.unwrap_or(0).into());
+        Ok(Compared {
+            last: key(&row, name, "last_flow_id", "last_run_number")?,
+            compared: column::<i32>(&row, name, "compared")?.into(),
+            completed: count("completed")?,
+            failed: count("failed")?,
+            at_secs: column(&row, name, "at_secs")?,
+            replayed_secs: column(&row, name, "replayed_secs")?,
+            differing: keys(&row, name)?,
+            differences: list(&row, name, "drift")?,
+        })
+    }
+
+    /// The last of the `batch` runs after `after`; none where there are fewer.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn key_after(
+        &self,
+        after: Option<&RunKey>,
+        batch: i32,
+    ) -> Result<Option<RunKey>, Error> {
+        let (flow_id, run_number) = place(after);
+        let params = [
+            (&flow_id as _, Type::TEXT),
+            (&run_number as _, Type::INT8),
+            (&batch as _, Type::INT4),
+        ];
+        let row = self.db.query_one(KEY_AFTER, &params, LONG).await?;
+        key(&row, name_of(KEY_AFTER), "flow_id", "run_number")
+    }
 }
 
-/// The last of the `batch` runs after `after`; none where there are fewer.
-///
-/// # Errors
-/// If the call fails.
-pub async fn skip(db: &Db, after: Option<&RunKey>, batch: i32) -> Result<Option<RunKey>, Error> {
-    let (flow_id, run_number) = place(after);
-    let values: [(&(dyn ToSql + Sync), Type); 3] = [
-        (&flow_id, Type::TEXT),
-        (&run_number, Type::INT8),
-        (&batch, Type::INT4),
-    ];
-    let row = db.query_one(SKIP, &values, LONG).await?;
-    key(&row, name_of(SKIP), "flow_id", "run_number")
-}
-
-/// No flow's name sorts before the empty one, and no run's number before the least.
+/// The key that every other key follows: the empty flow name and the smallest number.
 fn place(after: Option<&RunKey>) -> (&str, i64) {
     after.map_or(("", i64::MIN), |key| (&key.flow_id, key.run_number))
 }
 
-/// The keys in two columns of arrays, which `due` and `compare` both have.
+/// The keys in the two array columns that `due` and `compare` both return.
 fn keys(row: &Row, statement: &'static str) -> Result<Vec<RunKey>, Error> {
     let flow_ids: Option<Vec<String>> = column(row, statement, "flow_ids")?;
     let run_numbers: Option<Vec<i64>> = column(row, statement, "run_numbers")?;

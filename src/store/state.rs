@@ -1,10 +1,10 @@
-//! `status_indexer.state`: the definition's parameters, and how far the column is to be believed.
+//! `status_indexer.state`: the parameters of the definition, and whether the column is valid.
 
 use tokio_postgres::types::Type;
 
-use super::column;
+use super::{Store, column};
 use crate::error::Error;
-use crate::pg::{Db, SHORT, name_of};
+use crate::pg::{SHORT, name_of};
 use crate::status::RunKey;
 
 /// The version of the definition that this binary knows.
@@ -17,9 +17,9 @@ select cutoff_secs, definition_version, generation, believable_since is not null
        pass_flow_id, pass_run_number, pass_compared, pass_corrected, runs_table, metadata_table
   from status_indexer.state";
 
-/// What a statement sets with which the column is not to be believed from now on, and no pass that has
-/// begun can change that: the next one begins at the first run.
-macro_rules! disbelieved {
+/// What a statement sets that invalidates the column: no scan that has begun can make it valid, and the
+/// next one begins at the first run.
+macro_rules! invalidated {
     () => {
         "generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
        believable_since = null,
@@ -31,11 +31,11 @@ macro_rules! disbelieved {
     };
 }
 
-/// For a migration's own transaction.
-pub(crate) const DISBELIEVE: &str = concat!(
+/// For a transaction of a migration.
+pub(crate) const INVALIDATE: &str = concat!(
     "update status_indexer.state
    set ",
-    disbelieved!(),
+    invalidated!(),
     ";"
 );
 
@@ -45,14 +45,14 @@ const ADOPT_CUTOFF: &str = concat!(
 update status_indexer.state
    set cutoff_secs = $1,
        ",
-    disbelieved!(),
+    invalidated!(),
     "
  where cutoff_secs <> $1
 returning generation"
 );
 
-const ADVANCE: &str = "\
--- state.advance
+const CHECKPOINT: &str = "\
+-- state.checkpoint
 update status_indexer.state
    set pass_flow_id = $2,
        pass_run_number = $3,
@@ -62,8 +62,8 @@ update status_indexer.state
  where generation = $1
 returning believable_since is not null as believable";
 
-const FINISH: &str = "\
--- state.finish
+const COMPLETE_SCAN: &str = "\
+-- state.complete_scan
 update status_indexer.state
    set believable_since = coalesce(believable_since, clock_timestamp()),
        pass_flow_id = null,
@@ -75,12 +75,12 @@ update status_indexer.state
    and (believable_since is not null or status_indexer.listening())
 returning generation";
 
-const BEGIN_ANEW: &str = concat!(
+const RESTART_BACKFILL: &str = concat!(
     "\
--- state.begin_anew
+-- state.restart_backfill
 update status_indexer.state
    set ",
-    disbelieved!(),
+    invalidated!(),
     "
  where generation = $1
    and believable_since is null"
@@ -91,113 +91,111 @@ update status_indexer.state
 pub struct State {
     /// The cutoff in force, seconds.
     pub cutoff_secs: i64,
-    /// The definition in force.
+    /// The version of the definition in force.
     pub definition_version: i32,
-    /// What a pass over all runs must begin and end in, to bless the column.
+    /// Grows whenever the column is invalidated; a scan makes the column valid only in the generation in
+    /// which it began.
     pub generation: i64,
-    /// Whether the column may be believed.
-    pub believable: bool,
-    /// Whether all triggers are there and fire; without them a pass proves nothing.
-    pub listening: bool,
-    /// The last run that the pass has compared.
-    pub pass_position: Option<RunKey>,
+    /// Whether the column is valid.
+    pub valid: bool,
+    /// Whether all triggers exist and fire; without them no scan makes the column valid.
+    pub triggers_enabled: bool,
+    /// The checkpoint: the last run that the scan in progress has compared.
+    pub scan_position: Option<RunKey>,
     /// Runs that it has compared.
-    pub pass_compared: i64,
+    pub scan_compared: i64,
     /// Runs that it has corrected.
-    pub pass_corrected: i64,
-    /// The runs' table, quoted, as migrated.
+    pub scan_corrected: i64,
+    /// The runs table, quoted, as migrated.
     pub runs_table: String,
-    /// The metadata's table, quoted, as migrated.
+    /// The metadata table, quoted, as migrated.
     pub metadata_table: String,
 }
 
-/// Reads the state.
-///
-/// # Errors
-/// If the call fails; where the schema is not installed, its remedy is to migrate.
-pub async fn load(db: &Db) -> Result<State, Error> {
-    let row = db.query_one(LOAD, &[], SHORT).await?;
-    let name = name_of(LOAD);
-    let flow_id: Option<String> = column(&row, name, "pass_flow_id")?;
-    let run_number: Option<i64> = column(&row, name, "pass_run_number")?;
-    Ok(State {
-        cutoff_secs: column(&row, name, "cutoff_secs")?,
-        definition_version: column(&row, name, "definition_version")?,
-        generation: column(&row, name, "generation")?,
-        believable: column(&row, name, "believable")?,
-        listening: column(&row, name, "listening")?,
-        pass_position: flow_id.zip(run_number).map(|(flow_id, run_number)| RunKey {
-            flow_id,
-            run_number,
-        }),
-        pass_compared: column(&row, name, "pass_compared")?,
-        pass_corrected: column(&row, name, "pass_corrected")?,
-        runs_table: column(&row, name, "runs_table")?,
-        metadata_table: column(&row, name, "metadata_table")?,
-    })
-}
+impl Store {
+    /// Reads the state.
+    ///
+    /// # Errors
+    /// If the call fails; where the schema is not installed, the remedy is to migrate.
+    pub async fn load_state(&self) -> Result<State, Error> {
+        let row = self.db.query_one(LOAD, &[], SHORT).await?;
+        let name = name_of(LOAD);
+        let flow_id: Option<String> = column(&row, name, "pass_flow_id")?;
+        let run_number: Option<i64> = column(&row, name, "pass_run_number")?;
+        Ok(State {
+            cutoff_secs: column(&row, name, "cutoff_secs")?,
+            definition_version: column(&row, name, "definition_version")?,
+            generation: column(&row, name, "generation")?,
+            valid: column(&row, name, "believable")?,
+            triggers_enabled: column(&row, name, "listening")?,
+            scan_position: flow_id.zip(run_number).map(|(flow_id, run_number)| RunKey {
+                flow_id,
+                run_number,
+            }),
+            scan_compared: column(&row, name, "pass_compared")?,
+            scan_corrected: column(&row, name, "pass_corrected")?,
+            runs_table: column(&row, name, "runs_table")?,
+            metadata_table: column(&row, name, "metadata_table")?,
+        })
+    }
 
-/// Puts another cutoff in force. Every run is then looked at again, and until that is done the
-/// column is not to be believed. True where it differed.
-///
-/// # Errors
-/// If the call fails.
-pub async fn adopt_cutoff(db: &Db, cutoff_secs: i64) -> Result<bool, Error> {
-    let rows = db
-        .query(ADOPT_CUTOFF, &[(&cutoff_secs, Type::INT8)], SHORT)
-        .await?;
-    Ok(!rows.is_empty())
-}
+    /// Puts another cutoff in force, which invalidates the column until every run has been compared
+    /// again. True if the cutoff differed.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn adopt_cutoff(&self, cutoff_secs: i64) -> Result<bool, Error> {
+        let params = [(&cutoff_secs as _, Type::INT8)];
+        let rows = self.db.query(ADOPT_CUTOFF, &params, SHORT).await?;
+        Ok(!rows.is_empty())
+    }
 
-/// Makes the position of a pass durable. Returns whether the column is believable by now; none
-/// where the generation is over, and the pass must begin anew.
-///
-/// # Errors
-/// If the call fails.
-pub async fn advance(
-    db: &Db,
-    generation: i64,
-    position: &RunKey,
-    compared: i64,
-    corrected: i64,
-) -> Result<Option<bool>, Error> {
-    let rows = db
-        .query(
-            ADVANCE,
-            &[
-                (&generation, Type::INT8),
-                (&position.flow_id, Type::TEXT),
-                (&position.run_number, Type::INT8),
-                (&compared, Type::INT8),
-                (&corrected, Type::INT8),
-            ],
-            SHORT,
-        )
-        .await?;
-    rows.first()
-        .map(|row| column(row, name_of(ADVANCE), "believable"))
-        .transpose()
-}
+    /// Makes the position of a scan durable. Returns whether the column is valid by now; none if the
+    /// generation is over, so that the scan must begin again.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn checkpoint(
+        &self,
+        generation: i64,
+        position: &RunKey,
+        compared: i64,
+        corrected: i64,
+    ) -> Result<Option<bool>, Error> {
+        let params = [
+            (&generation as _, Type::INT8),
+            (&position.flow_id as _, Type::TEXT),
+            (&position.run_number as _, Type::INT8),
+            (&compared as _, Type::INT8),
+            (&corrected as _, Type::INT8),
+        ];
+        let rows = self.db.query(CHECKPOINT, &params, SHORT).await?;
+        rows.first()
+            .map(|row| column(row, name_of(CHECKPOINT), "believable"))
+            .transpose()
+    }
 
-/// Ends a pass: the column is believable, and the next pass begins at the first run. False where
-/// the generation is over, or a trigger is missing so that the column cannot become believable.
-///
-/// # Errors
-/// If the call fails.
-pub async fn finish(db: &Db, generation: i64) -> Result<bool, Error> {
-    let rows = db
-        .query(FINISH, &[(&generation, Type::INT8)], SHORT)
-        .await?;
-    Ok(!rows.is_empty())
-}
+    /// Completes a scan: the column is valid, and the next scan begins at the first run. False if the
+    /// generation is over, or if a trigger is missing so that the column cannot become valid.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn complete_scan(&self, generation: i64) -> Result<bool, Error> {
+        let params = [(&generation as _, Type::INT8)];
+        let rows = self.db.query(COMPLETE_SCAN, &params, SHORT).await?;
+        Ok(!rows.is_empty())
+    }
 
-/// Has the next first pass begin at the first run, and ends those that are under way: behind them,
-/// something was not heard.
-///
-/// # Errors
-/// If the call fails.
-pub async fn begin_anew(db: &Db, generation: i64) -> Result<(), Error> {
-    db.query(BEGIN_ANEW, &[(&generation, Type::INT8)], SHORT)
-        .await
-        .map(drop)
+    /// Ends the backfills in progress and makes the next one begin at the first run, because events
+    /// behind their position may have been lost.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn restart_backfill(&self, generation: i64) -> Result<(), Error> {
+        let params = [(&generation as _, Type::INT8)];
+        self.db
+            .query(RESTART_BACKFILL, &params, SHORT)
+            .await
+            .map(drop)
+    }
 }

@@ -8,13 +8,13 @@ use axum::http::{HeaderValue, Response, StatusCode};
 
 /// What to answer instead.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(super) struct ApiError {
     code: StatusCode,
     reason: String,
     retry_after: bool,
 }
 
-impl Problem {
+impl ApiError {
     fn new(code: StatusCode, reason: impl Into<String>) -> Self {
         Self {
             code,
@@ -60,8 +60,8 @@ impl Problem {
     }
 }
 
-impl From<Problem> for Response<Body> {
-    fn from(problem: Problem) -> Self {
+impl From<ApiError> for Response<Body> {
+    fn from(problem: ApiError) -> Self {
         let mut response = Response::new(Body::from(ascii_json(&problem.reason)));
         *response.status_mut() = problem.code;
         let headers = response.headers_mut();

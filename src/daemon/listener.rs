@@ -1,42 +1,45 @@
-//! Holds the LISTEN session: hears of new events, wins or loses the lead, and proves it is alive.
+//! Holds the LISTEN session: receives notifications, takes part in the election, proves it is alive.
 //!
-//! Promises that a session that stopped answering is noticed within [`PROBE_INTERVAL`] plus
-//! [`PROBE_DEADLINE`], and that everything committed while nobody listened is looked for after
-//! every (re)connect. The task that reads notifications does nothing else. Called by the daemon.
+//! Promises that a session that stopped answering is detected within [`PROBE_INTERVAL`] plus
+//! [`PROBE_DEADLINE`], and that the queue is drained after every (re)connect, because notifications
+//! sent meanwhile are lost. The task that reads notifications does nothing else. Called by the daemon.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::AsyncMessage;
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::leadership::Leadership;
 use crate::backoff::Backoff;
 use crate::error::{Error, chain};
 use crate::metrics::Metrics;
-use crate::pg::{Connector, Db, Purpose, SHORT, SessionMode, Traffic, settings};
-use crate::signals::{Alarm, Lead, Wake};
+use crate::pg::{
+    CHANNEL, Connector, Db, LEADER_LOCK, LOCK_CLASS, SHORT, SessionMode, SessionProfile, Traffic,
+};
+use crate::signals::{Signals, Wakeup};
 
-/// How often the session is asked for a sign of life, and a follower tries for the lead.
-pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the session is probed, and a follower tries to become leader.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the answer may take; one missed deadline is a reconnect.
-pub const PROBE_DEADLINE: Duration = Duration::from_millis(1500);
+/// Limit on one probe; a probe that exceeds it ends the session.
+const PROBE_DEADLINE: Duration = Duration::from_millis(1500);
 
-/// A step of the database's clock against ours by more than this moves deadlines.
+/// A step of the database's clock against the local one by more than this moves deadlines.
 const CLOCK_STEP_SECS: f64 = 0.5;
 
-/// From this usage on, writers are about to stop notifying: the worker is called on each probe.
+/// From this usage on, writers are about to stop notifying: each probe wakes the worker.
 const NOTIFY_QUEUE_FULL: f64 = 0.4;
 
 const PROBE: &str = "\
 -- listener.probe
 select extract(epoch from clock_timestamp())::float8 as clock_secs,
        pg_notification_queue_usage() as queue_usage,
-       case when $1 then true else pg_try_advisory_lock(1937011049, 1) end as leading";
+       case when $1 then true else pg_try_advisory_lock($2, $3) end as leading";
 
 const CLOCK: &str = "\
 -- listener.clock
@@ -46,24 +49,23 @@ select extract(epoch from clock_timestamp())::float8 as clock_secs,
 
 /// See the module.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// Opens the session.
-    pub connector: Connector,
-    /// For probes where sessions are not to be had.
-    pub db: Db,
-    /// Where the lead is published.
-    pub lead: watch::Sender<Lead>,
-    /// Called for every notification and after every connect.
-    pub wake: Wake,
-    /// Set off when the database's clock steps.
-    pub alarm: Alarm,
-    /// What it counts.
-    pub metrics: Metrics,
+    pub(crate) connector: Connector,
+    /// For probes where connections are not sessions.
+    pub(crate) db: Db,
+    /// The leadership that the session wins and loses.
+    pub(crate) leadership: Leadership,
+    /// Wakes the worker for every notification and after every connect, and the sweeper when the
+    /// database's clock steps.
+    pub(crate) signals: Signals,
+    /// The metrics to count in.
+    pub(crate) metrics: Metrics,
 }
 
 impl Listener {
     /// Runs until `stop`; a lost session is opened again, with back-off.
-    pub async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
         let mut clock = ClockWatch::default();
         loop {
@@ -74,28 +76,12 @@ impl Listener {
                     self.session(&mut backoff, &mut clock).await
                 }
             };
-            let fresh = tokio::select! {
+            let Err(error) = tokio::select! {
                 () = stop.cancelled() => break,
-                ended = session => {
-                    let Err(error) = ended;
-                    let fresh = backoff.is_fresh();
-                    // One session that the server ended may be the only one; silence, or no other
-                    // session to be had, is a database that does not answer.
-                    if !fresh || matches!(error, Error::Timeout { .. }) {
-                        self.metrics.up.set(0);
-                    }
-                    if fresh {
-                        tracing::warn!(error = chain(&error), "listener session lost");
-                    } else {
-                        tracing::debug!(error = chain(&error), "listener session not to be had");
-                    }
-                    fresh
-                }
+                ended = session => ended,
             };
-            self.step_down();
-            if fresh {
-                self.metrics.listener_reconnects_total.inc();
-            }
+            self.report(&error, backoff.is_fresh());
+            self.resign();
             let wait = backoff.next_wait();
             if stop
                 .run_until_cancelled(tokio::time::sleep(wait))
@@ -105,33 +91,44 @@ impl Listener {
                 break;
             }
         }
-        self.step_down();
+        self.resign();
     }
 
-    fn step_down(&self) {
+    /// Reports the end of a session; `established` if the session had answered before.
+    fn report(&self, error: &Error, established: bool) {
+        // The server may have ended this one session only. Silence, or a session that cannot be
+        // opened again, means that the database does not answer.
+        if !established || matches!(error, Error::Timeout { .. }) {
+            self.metrics.up.set(0);
+        }
+        if established {
+            self.metrics.listener_reconnects_total.inc();
+            tracing::warn!(error = chain(error), "LISTEN connection lost");
+        } else {
+            tracing::debug!(error = chain(error), "cannot open LISTEN connection");
+        }
+    }
+
+    fn resign(&self) {
         self.metrics.listener_connected.set(0);
         self.metrics.leader.set(0);
-        if self.lead.borrow().leading {
+        if self.leadership.resign() {
             tracing::info!("no longer leading");
         }
-        self.lead.send_modify(|lead| lead.leading = false);
     }
 
-    fn take_lead(&self) {
-        self.lead.send_modify(|lead| {
-            lead.leading = true;
-            lead.session += 1;
-        });
+    fn lead(&self) {
+        self.leadership.begin();
         self.metrics.leader.set(1);
         tracing::info!("leading");
-        self.wake.call();
+        self.signals.wakeup.notify();
     }
 
     async fn session(
         &self,
         backoff: &mut Backoff,
         clock: &mut ClockWatch,
-    ) -> Result<std::convert::Infallible, Error> {
+    ) -> Result<Infallible, Error> {
         let (client, traffic) = timeout(SHORT, self.connector.connect_bare())
             .await
             .map_err(|_| Error::Timeout {
@@ -140,23 +137,23 @@ impl Listener {
             })??;
         let mut reader = AbortOnDropHandle::new(tokio::spawn(forward(
             traffic,
-            self.wake.clone(),
+            self.signals.wakeup.clone(),
             self.metrics.clone(),
         )));
-        let arm = format!("{}listen status_indexer;", settings(Purpose::Listen));
-        bounded("listener.listen", client.batch_execute(&arm)).await?;
+        let listen = format!("{}listen {CHANNEL};", SessionProfile::Listener.session());
+        bounded("listener.listen", client.batch_execute(&listen)).await?;
         self.metrics.listener_connected.set(1);
         if !backoff.is_fresh() {
-            tracing::info!("listener session is back");
+            tracing::info!("LISTEN connection restored");
         }
-        // Whatever was committed before the session listened is in the queue and nowhere else.
-        self.wake.call();
+        // Events committed before the session listened are in the queue, and nobody notified of them.
+        self.signals.wakeup.notify();
 
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leading = false;
         loop {
-            // Losing the session is losing the lead, at once.
+            // The lock is released with the session, so the leadership ends at once.
             tokio::select! {
                 _ = ticks.tick() => {}
                 _ = &mut reader => {
@@ -164,27 +161,29 @@ impl Listener {
                 }
             }
             let sent = Instant::now();
-            let row = bounded(
-                "listener.probe",
-                client.query_typed_one(PROBE, &[(&leading, Type::BOOL)]),
-            )
-            .await?;
+            let params = [
+                (&leading as _, Type::BOOL),
+                (&LOCK_CLASS as _, Type::INT4),
+                (&LEADER_LOCK as _, Type::INT4),
+            ];
+            let row = bounded("listener.probe", client.query_typed_one(PROBE, &params)).await?;
             backoff.reset();
             let answer = Probe::read(&row)?;
             self.observe(&answer, sent, clock);
             if answer.leading && !leading {
-                self.take_lead();
+                self.lead();
             }
             leading = answer.leading;
         }
     }
 
-    /// Behind a transaction pooler nobody leads and everybody works: that costs, and is correct.
+    /// Behind a transaction pooler there is no lock to hold: every daemon works, which costs more and
+    /// is correct.
     async fn without_session(
         &self,
         backoff: &mut Backoff,
         clock: &mut ClockWatch,
-    ) -> Result<std::convert::Infallible, Error> {
+    ) -> Result<Infallible, Error> {
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -193,8 +192,8 @@ impl Listener {
             let row = self.db.query_one(CLOCK, &[], SHORT).await?;
             backoff.reset();
             self.observe(&Probe::read(&row)?, sent, clock);
-            if !self.lead.borrow().leading {
-                self.take_lead();
+            if !self.leadership.is_leading() {
+                self.lead();
             }
         }
     }
@@ -203,14 +202,14 @@ impl Listener {
         self.metrics.up.set(1);
         self.metrics.notify_queue_usage_ratio.set(probe.queue_usage);
         if probe.queue_usage >= NOTIFY_QUEUE_FULL {
-            self.wake.call();
+            self.signals.wakeup.notify();
         }
         if let Some(step_secs) = clock.step(probe.clock_secs, sent) {
             tracing::warn!(
                 step_secs,
-                "the database's clock stepped; all deadlines are looked at again"
+                "the database's clock stepped; checking all deadlines again"
             );
-            self.alarm.all();
+            self.signals.deadlines.rescan_all();
         }
     }
 }
@@ -237,16 +236,16 @@ impl Probe {
     }
 }
 
-/// Compares the database's clock with our monotonic one, to see it step.
+/// Compares the database's clock with the local monotonic one, to detect steps.
 #[derive(Debug, Default)]
 struct ClockWatch {
-    /// The database's clock at some moment of ours.
+    /// The database's clock at a local instant.
     seen: Option<(f64, Instant)>,
 }
 
 impl ClockWatch {
-    /// By how many seconds the clock stepped since the last look, if it did. `sent` is when the
-    /// question left; a late answer alone is no step.
+    /// By how many seconds the clock stepped since the last probe, if it did. `sent` is when the probe
+    /// was sent; a late answer alone does not count as a step.
     fn step(&mut self, clock_secs: f64, sent: Instant) -> Option<f64> {
         let now = Instant::now();
         let (before_secs, before) = self.seen.replace((clock_secs, now))?;
@@ -261,17 +260,17 @@ impl ClockWatch {
     }
 }
 
-/// Reads the session's traffic and turns notifications into calls, until the connection ends.
-async fn forward(mut traffic: Traffic, wake: Wake, metrics: Metrics) {
+/// Reads the session's traffic and wakes the worker for each notification, until the connection ends.
+async fn forward(mut traffic: Traffic, wakeup: Wakeup, metrics: Metrics) {
     loop {
         match poll_fn(|context| traffic.poll_message(context)).await {
             Some(Ok(AsyncMessage::Notification(_))) => {
                 metrics.notifications_total.inc();
-                wake.call();
+                wakeup.notify();
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => {
-                tracing::debug!(error = chain(&error), "listener connection broke");
+                tracing::debug!(error = chain(&error), "LISTEN connection broke");
                 return;
             }
             None => return,

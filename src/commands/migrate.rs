@@ -1,0 +1,70 @@
+//! `migrate`: installs, upgrades, inspects and removes the database objects.
+
+use clap::{Args, Subcommand};
+use tokio_util::sync::CancellationToken;
+
+use super::ConnectionArgs;
+use crate::exit::{Exit, Failure};
+use crate::migrate;
+use crate::output::print;
+
+/// `migrate`
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    #[command(subcommand)]
+    direction: Option<Direction>,
+    /// Role to grant the privileges that `run` needs, if the daemon does not run as the owner of the
+    /// tables
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_GRANT_TO",
+        value_name = "ROLE",
+        global = true
+    )]
+    grant_to: Option<String>,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+/// Which way to migrate.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Direction {
+    /// Install or upgrade (the default); safe to repeat, also from several places at once
+    Up,
+    /// Remove all objects; stop the daemons and the readers of the column first
+    Down,
+    /// Show what is installed; exit code 1 if something is missing
+    Status,
+}
+
+/// Migrates.
+///
+/// # Errors
+/// If the database cannot be read or changed.
+pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit, Failure> {
+    let connector = args.connection.connector()?;
+    let names = args.connection.tables.names();
+    let grant_to = args.grant_to.filter(|role| !role.is_empty());
+    match args.direction.unwrap_or(Direction::Up) {
+        Direction::Up => {
+            migrate::up(&connector, &args.connection.migration(grant_to), stop).await?;
+            Ok(Exit::Success)
+        }
+        Direction::Down if grant_to.is_some() => Err(Failure::Usage(anyhow::anyhow!(
+            "--grant-to is an option of `migrate up`; `migrate down` revokes all that was granted"
+        ))),
+        Direction::Down => {
+            migrate::down(&connector, &names, stop).await?;
+            Ok(Exit::Success)
+        }
+        Direction::Status => {
+            let (report, complete) = migrate::status(&connector, &names).await?;
+            print(&report)?;
+            Ok(if complete {
+                Exit::Success
+            } else {
+                Exit::Failure
+            })
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `run`: the daemon.
+
+use tokio_util::sync::CancellationToken;
+
+use super::ConnectionArgs;
+use crate::config::{ApiArgs, DaemonArgs};
+use crate::daemon::Daemon;
+use crate::exit::{Exit, Failure};
+
+/// `run`
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// Run `migrate up` before starting
+    #[arg(long, env = "STATUS_INDEXER_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
+    migrate: bool,
+    #[command(flatten)]
+    daemon: DaemonArgs,
+    #[command(flatten)]
+    api: ApiArgs,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+/// Runs the daemon until `stop`.
+///
+/// # Errors
+/// If it cannot start, or a stage fails.
+pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure> {
+    let replica = args.api.replica().map_err(Failure::Usage)?;
+    let reader = args.connection.database.connector_to(replica);
+    let daemon = Daemon {
+        connector: args.connection.connector()?,
+        reader: reader.map_err(Failure::Usage)?,
+        cutoff_secs: args.connection.definition.cutoff,
+        migrate: args.migrate.then(|| args.connection.migration(None)),
+        args: args.daemon,
+        api: args.api,
+    };
+    daemon.run(stop).await?;
+    Ok(Exit::Success)
+}

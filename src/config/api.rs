@@ -1,0 +1,118 @@
+//! Options of the read API.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::bail;
+use axum::http::HeaderValue;
+use clap::Args;
+
+use super::{defaults, given};
+use crate::api::Limits;
+
+/// The read API, and where it reads.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Read API")]
+pub struct ApiArgs {
+    /// Address for the read API
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_HTTP_LISTEN",
+        default_value = "127.0.0.1:8081",
+        value_name = "ADDR"
+    )]
+    pub http_listen: SocketAddr,
+    /// What every path of the read API begins with
+    #[arg(long, env = "PATH_PREFIX", default_value = "", hide_default_value = true, value_parser = path_prefix)]
+    pub path_prefix: String,
+    /// Version of the metadata service to report with each answer; whether a client filters and pages
+    /// goes by the service's own /ping
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_SERVICE_VERSION",
+        default_value = "2.6.1",
+        value_name = "VERSION"
+    )]
+    pub service_version: HeaderValue,
+    /// Host to read from, in place of the database's own; all else stays the same
+    #[arg(long, env = "MF_METADATA_DB_READ_REPLICA_HOST", value_name = "HOST")]
+    pub read_replica_host: Option<String>,
+    /// Whether the replica is read from: true or false [default: true where there is one]
+    #[arg(long, env = "USE_SEPARATE_READER_POOL", value_name = "BOOL")]
+    pub use_separate_reader_pool: Option<String>,
+    /// Connections that read at once; the indexer's own are not among them
+    #[arg(long, env = "STATUS_INDEXER_READER_POOL_MAX", default_value_t = 8, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub reader_pool_max: u16,
+    /// Requests that wait for a connection; the next one is answered 503
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_READER_QUEUE_LIMIT",
+        default_value_t = 64,
+        value_name = "N"
+    )]
+    pub reader_queue_limit: u16,
+    /// Seconds that a read may take on the server
+    #[arg(long, env = "STATUS_INDEXER_READER_STATEMENT_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub reader_statement_timeout: u64,
+}
+
+impl ApiArgs {
+    /// What the API runs with when it is told nothing, whatever the environment holds.
+    #[must_use]
+    pub fn defaults() -> Self {
+        defaults()
+    }
+
+    /// The host to read from, where it is another one.
+    ///
+    /// # Errors
+    /// If it cannot be told whether to.
+    pub fn replica(&self) -> anyhow::Result<Option<&str>> {
+        let host = given(self.read_replica_host.as_ref()).map(String::as_str);
+        match given(self.use_separate_reader_pool.as_ref()).map(|text| text.to_lowercase()) {
+            None => Ok(host),
+            Some(text) if text == "1" || text == "true" => Ok(host),
+            Some(text) if text == "0" || text == "false" => Ok(None),
+            Some(text) => bail!("USE_SEPARATE_READER_POOL is {text:?}: give true or false"),
+        }
+    }
+
+    /// How much is read at once.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            pool_max: self.reader_pool_max.into(),
+            queue: self.reader_queue_limit.into(),
+            statement: Duration::from_secs(self.reader_statement_timeout),
+        }
+    }
+}
+
+/// With a `/` at its beginning and none at its end; none at all is empty.
+fn path_prefix(text: &str) -> Result<String, String> {
+    let name = text.trim_matches('/');
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    if name.is_empty() {
+        Ok(String::new())
+    } else if name.bytes().all(plain) {
+        Ok(format!("/{name}"))
+    } else {
+        Err("give a path of letters, digits and `-._~/`".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_prefix_is_a_path() {
+        for (text, prefix) in [("", ""), ("/", ""), ("/a/", "/a"), ("a/b-c", "/a/b-c")] {
+            assert_eq!(path_prefix(text).as_deref(), Ok(prefix));
+        }
+        assert!(path_prefix("/a b").is_err());
+        assert!(path_prefix("/{x}").is_err());
+    }
+}

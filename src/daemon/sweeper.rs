@@ -1,0 +1,266 @@
+//! Turns the clock into work: finds the runs whose heartbeat went stale, or came into range.
+//!
+//! Sleeps until the first moment at which time alone changes a status, not for an interval. All time
+//! is the database's. Promises that no deadline passes by more than one scan, that a heartbeat that
+//! leaves the cutoff by being written (which no clock does) is found within the interval, and that
+//! scans take a bounded share of the time. Decides no status itself: `apply` does. Called by the daemon.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::leadership::{LeaderWatch, Term};
+use crate::backoff::Backoff;
+use crate::error::{Error, chain};
+use crate::metrics::Metrics;
+use crate::signals::Signals;
+use crate::status::RunKey;
+use crate::store::{Due, MAX_BATCH, Store};
+
+/// The longest sleep.
+const MAX_SLEEP: Duration = Duration::from_secs(3_600);
+
+/// The shortest sleep, so that deadlines close together share one scan.
+const MIN_SLEEP: Duration = Duration::from_millis(25);
+
+/// An insert whose heartbeat is no older than this creates no event: its deadline may be so much
+/// closer than the cutoff, and nobody knows of it before the next scan.
+const FRESH_INSERT: Duration = Duration::from_secs(5);
+
+/// The longest sleep where the cutoff is shorter than [`FRESH_INSERT`].
+const MIN_CUTOFF_SLEEP: Duration = Duration::from_millis(500);
+
+/// Scans may take one part of the time in so many, as long as that delays none by more than
+/// [`MAX_DELAY`].
+const SHARE_PARTS: u32 = 30;
+
+/// The longest delay of a scan for the sake of that share.
+const MAX_DELAY: Duration = Duration::from_millis(800);
+
+/// A scan covers deadlines from so long before the last scan: statuses written while that one read,
+/// and inserts that were taken for fresh.
+const OVERLAP_SECS: f64 = 6.0;
+
+/// A scan starts so long after the deadline: at the deadline itself the run is still in range.
+const AFTER_DEADLINE: Duration = Duration::from_millis(2);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Sweeper {
+    /// The calls into the database.
+    pub(crate) store: Store,
+    /// Work only while leading.
+    pub(crate) leader: LeaderWatch,
+    /// Deadlines found by others, steps of the clock, and the worker's wakeup.
+    pub(crate) signals: Signals,
+    /// The cutoff in force, which bounds the sleep.
+    pub(crate) cutoff: Duration,
+    /// The longest sleep, and how often a scan includes heartbeats that were set back, far ahead or
+    /// to null: no trigger distinguishes them from those of healthy runs.
+    pub(crate) interval: Duration,
+    /// The metrics to count in.
+    pub(crate) metrics: Metrics,
+}
+
+/// What the next scan covers.
+#[derive(Debug, Clone, Copy)]
+struct Coverage {
+    /// Deadlines after this, seconds since the epoch; none for every run that time may have changed.
+    since_secs: Option<f64>,
+    /// When the next scan includes heartbeats that were written out of range.
+    out_of_range_due: Instant,
+}
+
+impl Sweeper {
+    /// Runs until `stop`; errors are retried.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(3));
+        while let Some(term) = stop.run_until_cancelled(self.leader.term()).await {
+            // A new leader scans everything that time may have changed.
+            let mut coverage = Coverage {
+                since_secs: None,
+                out_of_range_due: Instant::now(),
+            };
+            while !term.is_cancelled() {
+                let sleep = match self.turn(&mut coverage, &term).await {
+                    Ok(sleep) => {
+                        backoff.reset();
+                        sleep
+                    }
+                    Err(Error::Stopping) => return,
+                    Err(error) => {
+                        if backoff.is_fresh() {
+                            tracing::warn!(
+                                error = chain(&error),
+                                "cannot scan for passed deadlines"
+                            );
+                        }
+                        Sleep::exactly(backoff.next_wait())
+                    }
+                };
+                self.rest(&sleep, &term).await;
+            }
+        }
+    }
+
+    /// One scan. Returns how long to sleep after it.
+    async fn turn(&self, coverage: &mut Coverage, term: &Term) -> Result<Sleep, Error> {
+        let start = Instant::now();
+        let scheduled = self.signals.deadlines.take();
+        if scheduled.rescan_all {
+            coverage.since_secs = None;
+        } else if let (Some(since), Some(deadline)) = (coverage.since_secs, scheduled.deadline_secs)
+        {
+            coverage.since_secs = Some(deadline.min(since) - 1.0);
+        }
+        let out_of_range = start >= coverage.out_of_range_due;
+        match self.scan(coverage.since_secs, out_of_range, term).await {
+            Ok(scanned) => {
+                coverage.since_secs = Some(scanned.at_secs - OVERLAP_SECS);
+                if out_of_range {
+                    coverage.out_of_range_due = start + self.interval;
+                }
+                Ok(self.sleep_after(&scanned, start, coverage.out_of_range_due))
+            }
+            Err(error) => {
+                if scheduled.rescan_all {
+                    self.signals.deadlines.rescan_all();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn scan(
+        &self,
+        since_secs: Option<f64>,
+        out_of_range: bool,
+        term: &Term,
+    ) -> Result<Scanned, Error> {
+        let due = self.store.due(since_secs, out_of_range).await?;
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        self.metrics
+            .runs
+            .with_label_values(&["running"])
+            .set(due.running as f64);
+        let started = Instant::now();
+        for batch in due.runs.chunks(MAX_BATCH) {
+            if term.is_cancelled() {
+                break;
+            }
+            self.apply(batch, &due, started).await?;
+        }
+        Ok(Scanned {
+            at_secs: due.at_secs,
+            read_at: started,
+            next_deadline_secs: due.next_deadline_secs,
+        })
+    }
+
+    async fn apply(
+        &self,
+        batch: &[(RunKey, f64)],
+        due: &Due,
+        started: Instant,
+    ) -> Result<(), Error> {
+        let keys: Vec<RunKey> = batch.iter().map(|(key, _)| key.clone()).collect();
+        let applied = self.store.apply(&keys).await?;
+        let deadlines: HashMap<&RunKey, f64> = batch
+            .iter()
+            .map(|(key, deadline)| (key, *deadline))
+            .collect();
+        let now_secs = due.at_secs + started.elapsed().as_secs_f64();
+        for change in &applied.changes {
+            if let Some(deadline) = deadlines.get(&change.key) {
+                self.metrics
+                    .sweep_lag_seconds
+                    .observe((now_secs - deadline).max(0.0));
+            }
+        }
+        applied.report(&self.signals, &self.metrics);
+        Ok(())
+    }
+
+    fn sleep_after(&self, scanned: &Scanned, start: Instant, out_of_range_due: Instant) -> Sleep {
+        let took = start.elapsed();
+        self.metrics
+            .sweep_duration_seconds
+            .observe(took.as_secs_f64());
+        let now_secs = scanned.at_secs + scanned.read_at.elapsed().as_secs_f64();
+        let at_least = (took * SHARE_PARTS).clamp(MIN_SLEEP, MAX_DELAY);
+        let longest = out_of_range_due
+            .saturating_duration_since(Instant::now())
+            .min(
+                self.cutoff
+                    .saturating_sub(FRESH_INSERT)
+                    .max(MIN_CUTOFF_SLEEP),
+            )
+            .max(at_least);
+        let at_most = scanned
+            .next_deadline_secs
+            .map_or(longest, |deadline| until(deadline, now_secs))
+            .clamp(at_least, longest);
+        Sleep {
+            at_least,
+            at_most,
+            now_secs,
+        }
+    }
+
+    /// Sleeps, but no longer than until a deadline that is scheduled meanwhile, or the end of the term.
+    async fn rest(&self, sleep: &Sleep, term: &Term) {
+        let start = Instant::now();
+        let mut end = start + sleep.at_most;
+        loop {
+            tokio::select! {
+                () = term.cancelled() => return,
+                () = tokio::time::sleep_until(end.into()) => return,
+                () = self.signals.deadlines.changed() => {
+                    let scheduled = self.signals.deadlines.peek();
+                    let earliest = start + sleep.at_least;
+                    if scheduled.rescan_all {
+                        end = end.min(earliest);
+                    }
+                    if let Some(deadline) = scheduled.deadline_secs {
+                        end = end.min((start + until(deadline, sleep.now_secs)).max(earliest));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One scan.
+struct Scanned {
+    /// The database's clock, seconds since the epoch.
+    at_secs: f64,
+    /// The same moment by the local clock.
+    read_at: Instant,
+    next_deadline_secs: Option<f64>,
+}
+
+struct Sleep {
+    at_least: Duration,
+    at_most: Duration,
+    /// The database's clock when the sleep began, seconds since the epoch.
+    now_secs: f64,
+}
+
+impl Sleep {
+    /// A wait that no deadline shortens.
+    fn exactly(wait: Duration) -> Self {
+        Self {
+            at_least: wait,
+            at_most: wait,
+            now_secs: 0.0,
+        }
+    }
+}
+
+fn until(deadline_secs: f64, now_secs: f64) -> Duration {
+    Duration::try_from_secs_f64((deadline_secs - now_secs).max(0.0))
+        .unwrap_or(MAX_SLEEP)
+        .min(MAX_SLEEP)
+        + AFTER_DEADLINE
+}

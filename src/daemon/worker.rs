@@ -1,0 +1,278 @@
+//! Drains the queue: takes its rows and applies their runs.
+//!
+//! A notification makes it drain at once. When events arrive fast it polls every few milliseconds
+//! instead and suppresses notifications, because a transaction that carries a NOTIFY takes a lock of
+//! the whole server at commit. Promises that no row waits longer than [`IDLE_POLL`] for its first
+//! attempt, whatever notifications are lost. Called by the daemon; decides no status.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::leadership::LeaderWatch;
+use crate::backoff::Backoff;
+use crate::error::{Error, Remedy, chain};
+use crate::metrics::Metrics;
+use crate::pg::SessionMode;
+use crate::signals::Signals;
+use crate::store::{Drained, MAX_BATCH, Store};
+
+/// The longest sleep without a notification: bounds the cost of a lost one.
+const IDLE_POLL: Duration = Duration::from_secs(5);
+
+/// The poll interval where notifications cannot be received.
+const POOLED_POLL: Duration = Duration::from_millis(100);
+
+/// The poll interval while events arrive fast.
+const BUSY_POLL: Duration = Duration::from_millis(2);
+
+/// Events a second from which on the worker polls.
+const BUSY_RATE: f64 = 150.0;
+
+/// For how long one poll suppresses notifications; renewed while events arrive fast.
+const SUPPRESSION: Duration = Duration::from_millis(SUPPRESSION_MS.unsigned_abs() as u64);
+const SUPPRESSION_MS: i32 = 100;
+
+/// The first wait after the last event, doubled until notifications are certain to arrive: a writer
+/// whose notification was suppressed may commit late.
+const COOLDOWN: Duration = Duration::from_millis(5);
+
+/// Ids are committed out of order: a poll from the hint starts so far before it.
+const HINT_SLACK: i64 = 2_000;
+
+/// A poll of the whole queue may take one part of the time in so many: it is slow over the dead rows
+/// that an old snapshot keeps.
+const FULL_POLL_PARTS: u32 = 20;
+
+/// The whole queue is polled at least this often while there is work.
+const FULL_POLL: Duration = Duration::from_millis(500);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    /// The calls into the database.
+    pub(crate) store: Store,
+    /// Work only while leading.
+    pub(crate) leader: LeaderWatch,
+    /// Wakes the worker, and receives the deadlines that it finds.
+    pub(crate) signals: Signals,
+    /// The metrics to count in.
+    pub(crate) metrics: Metrics,
+}
+
+/// What the worker remembers between two polls.
+#[derive(Debug)]
+struct Polling {
+    rate: Rate,
+    /// At most so many rows; fewer while a failing event is being isolated.
+    batch: usize,
+    /// Rows below this id were most probably taken already.
+    hint: i64,
+    full_poll_due: Instant,
+    suppressed_until: Instant,
+    cooldown: Duration,
+    locked: Backoff,
+}
+
+impl Polling {
+    fn new(now: Instant) -> Self {
+        Self {
+            rate: Rate::new(now),
+            batch: MAX_BATCH,
+            hint: 0,
+            full_poll_due: now,
+            suppressed_until: now,
+            cooldown: IDLE_POLL,
+            locked: Backoff::new(Duration::from_millis(10), Duration::from_millis(500)),
+        }
+    }
+}
+
+impl Worker {
+    /// Runs until `stop`; errors are retried.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(3));
+        while let Some(term) = stop.run_until_cancelled(self.leader.term()).await {
+            let mut polling = Polling::new(Instant::now());
+            while !term.is_cancelled() {
+                let wait = match self.poll(&mut polling).await {
+                    Ok(wait) => {
+                        backoff.reset();
+                        wait
+                    }
+                    Err(Error::Stopping) => return,
+                    Err(error) => {
+                        if backoff.is_fresh() {
+                            tracing::warn!(error = chain(&error), "cannot drain the queue");
+                        }
+                        if error.remedy() == Remedy::Refused {
+                            self.isolate_failing_event(&mut polling).await;
+                        }
+                        backoff.next_wait()
+                    }
+                };
+                if wait.is_zero() {
+                    continue;
+                }
+                // A notification during an outage must not shorten the back-off.
+                let notified = async {
+                    if backoff.is_fresh() {
+                        self.signals.wakeup.notified().await;
+                    } else {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                    () = notified => {}
+                }
+            }
+        }
+    }
+
+    /// Polls the queue once. Returns how long to sleep without a notification.
+    async fn poll(&self, polling: &mut Polling) -> Result<Duration, Error> {
+        let start = Instant::now();
+        let full = start >= polling.full_poll_due;
+        let after_id = if full { 0 } else { polling.hint };
+        let busy = polling.rate.per_second(start) > BUSY_RATE;
+        self.signals.set_busy(busy);
+        let suppression = polling.suppressed_until.saturating_duration_since(start);
+        let renew = busy && suppression < SUPPRESSION / 2;
+        let suppress_ms = renew.then_some(SUPPRESSION_MS);
+
+        let drained = self
+            .store
+            .drain(after_id, polling.batch, suppress_ms)
+            .await?;
+
+        let end = Instant::now();
+        if renew {
+            polling.suppressed_until = end + SUPPRESSION;
+        }
+        if full {
+            polling.full_poll_due = end + FULL_POLL.max((end - start) * FULL_POLL_PARTS);
+        }
+        if let Some(last_id) = drained.last_id {
+            let hint = last_id - HINT_SLACK;
+            // A full poll is also right where the ids have restarted under a running daemon.
+            polling.hint = if full { hint } else { polling.hint.max(hint) };
+        }
+        polling.rate.count(drained.claimed, end);
+        self.observe(&drained);
+        Ok(self.next_wait(&drained, polling, end))
+    }
+
+    fn next_wait(&self, drained: &Drained, polling: &mut Polling, now: Instant) -> Duration {
+        let claimed = drained.claimed;
+        if claimed > 0 && drained.applied.skipped.len() == claimed {
+            // Every row is locked by somebody else; all are back in the queue.
+            return polling.locked.next_wait();
+        }
+        polling.locked.reset();
+        if drained.is_full() {
+            polling.batch = (polling.batch * 2).min(MAX_BATCH);
+            return Duration::ZERO;
+        }
+        if now < polling.suppressed_until || polling.rate.per_second(now) > BUSY_RATE {
+            polling.cooldown = COOLDOWN;
+            return BUSY_POLL;
+        }
+        if !drained.applied.skipped.is_empty() {
+            return polling.locked.next_wait();
+        }
+        let limit = match self.store.db().mode() {
+            SessionMode::Transaction => POOLED_POLL,
+            _ => IDLE_POLL,
+        };
+        let wait = polling.cooldown.min(limit);
+        polling.cooldown = (polling.cooldown * 2).min(IDLE_POLL);
+        wait
+    }
+
+    /// The server refuses the batch as a whole: tries smaller ones, and finally moves the one event
+    /// that fails behind the others.
+    async fn isolate_failing_event(&self, polling: &mut Polling) {
+        if polling.batch > 1 {
+            polling.batch /= 2;
+            return;
+        }
+        match self.store.requeue_last().await {
+            Ok(Some(key)) => tracing::error!(
+                run.flow_id = key.flow_id,
+                run.run_number = key.run_number,
+                "cannot write the status of a run; it is retried after the others"
+            ),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(error = chain(&error), "cannot requeue a failing event"),
+        }
+    }
+
+    fn observe(&self, drained: &Drained) {
+        self.metrics.events_total.inc_by(drained.claimed as u64);
+        for lag in &drained.lags_secs {
+            self.metrics.event_lag_seconds.observe(lag.max(0.0));
+        }
+        drained
+            .applied
+            .count(&self.signals.deadlines, &self.metrics);
+    }
+}
+
+/// Events a second, over windows of 100 ms.
+#[derive(Debug)]
+struct Rate {
+    start: Instant,
+    count: usize,
+    last: f64,
+}
+
+impl Rate {
+    const WINDOW: Duration = Duration::from_millis(100);
+
+    fn new(now: Instant) -> Self {
+        Self {
+            start: now,
+            count: 0,
+            last: 0.0,
+        }
+    }
+
+    fn roll(&mut self, now: Instant) {
+        let elapsed = now - self.start;
+        if elapsed >= Self::WINDOW {
+            #[expect(clippy::cast_precision_loss, reason = "counts of 100 ms are small")]
+            let count = self.count as f64;
+            self.last = count / elapsed.as_secs_f64();
+            self.start = now;
+            self.count = 0;
+        }
+    }
+
+    fn count(&mut self, events: usize, now: Instant) {
+        self.roll(now);
+        self.count += events;
+    }
+
+    fn per_second(&mut self, now: Instant) -> f64 {
+        self.roll(now);
+        self.last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_the_last_whole_window() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        rate.count(30, start + Duration::from_millis(10));
+        assert!(rate.per_second(start + Duration::from_millis(50)) < 1.0);
+        let seen = rate.per_second(start + Duration::from_millis(100));
+        assert!((299.0..=301.0).contains(&seen), "{seen}");
+        assert!(rate.per_second(start + Duration::from_millis(300)) < 1.0);
+    }
+}

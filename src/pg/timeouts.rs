@@ -1,0 +1,18 @@
+//! The client's own limits on calls into the database.
+//!
+//! The server has limits too (see [`super::session`]); these hold where the server does not answer
+//! at all, because a dead peer looks like silence.
+
+use std::time::Duration;
+
+/// Limit on a call that should take milliseconds.
+pub(crate) const SHORT: Duration = Duration::from_secs(5);
+
+/// Limit on a call that reads many rows; longer than the server's own `statement_timeout` of 30 s.
+pub(crate) const LONG: Duration = Duration::from_secs(35);
+
+/// Default limit on a connection attempt to one host.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a stage waits for a free connection of its pool.
+pub(crate) const POOL_WAIT: Duration = Duration::from_secs(5);
