@@ -29,10 +29,18 @@ soak: ## Random histories with faults in between, until one ends wrong: make soa
 	@.ci/setup test
 	@exec $(CARGO) test --locked --bench soak -- $(if $(DURATION),--seconds $(DURATION)) $(if $(SEED),--seed $(SEED))
 
-lint: ## Format, lints and documentation, with warnings as errors
+lint: ## Format, lints, scripts, dependencies and documentation, with warnings as errors
+	@.ci/setup lint
 	$(CARGO) fmt --check
+	.ci/shellcheck
+	.ci/unused-dependencies
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --locked --log-level error check --hide-inclusion-graph bans licenses sources; \
+	else \
+		echo "cargo-deny is not installed: .deny.toml is not checked"; \
+	fi
 
 bench: ## All benchmarks; one of them: make bench-latency, -drain, -sweep, ...
 	@.ci/setup bench

@@ -282,7 +282,7 @@ async fn the_joins_answer_until_the_column_is_believable_and_the_column_from_the
         .output()
         .await;
     assert!(migrated.status.success());
-    service.says("not to be believed").await;
+    service.says("the column is not valid").await;
     assert_eq!(service.ask("failed").await, joins(&[third, first]));
 
     let _daemon = Launch::on(&database).start().await;
@@ -297,7 +297,7 @@ async fn the_joins_answer_until_the_column_is_believable_and_the_column_from_the
         panic!("too little was said: {said:?}");
     };
     assert!(absent.contains("the indexer is not installed"), "{said:?}");
-    assert!(unfinished.contains("not to be believed"), "{said:?}");
+    assert!(unfinished.contains("the column is not valid"), "{said:?}");
     assert_eq!(on, ON);
     let mut doubts = [absent, unfinished].into_iter().chain(between);
     assert!(doubts.all(|line| line.starts_with(OWN)), "{said:?}");
@@ -336,12 +336,12 @@ async fn the_joins_are_back_when_the_column_is_in_doubt_and_gone_when_it_is_not(
         (
             "update status_indexer.state set believable_since = null",
             "update status_indexer.state set believable_since = now()",
-            "not to be believed",
+            "the column is not valid",
         ),
         (
             "update status_indexer.state set cutoff_secs = 20",
             "update status_indexer.state set cutoff_secs = 360",
-            "RUN_INACTIVE_CUTOFF_TIME is 360 here and 20 for the indexer",
+            "RUN_INACTIVE_CUTOFF_TIME is 360 for the service and 20 for the indexer",
         ),
         (
             "update status_indexer.state set definition_version = 2",
@@ -351,7 +351,7 @@ async fn the_joins_are_back_when_the_column_is_in_doubt_and_gone_when_it_is_not(
         (
             "update status_indexer.state set runs_table = 'public.flows_v3'",
             "update status_indexer.state set runs_table = 'public.runs_v3'",
-            "another table than runs_v3",
+            "a table other than runs_v3",
         ),
     ];
     // Nobody else writes the state meanwhile.
@@ -386,7 +386,9 @@ async fn a_column_that_nobody_keeps_is_in_doubt() {
     );
     site.sql("update status_indexer.queue set enqueued_at = enqueued_at - interval '2 min'")
         .await;
-    site.service.says("is `status-indexer run` running?").await;
+    site.service
+        .says("check that `status-indexer run` is running")
+        .await;
     site.sql("delete from status_indexer.queue").await;
     site.service.says(ON).await;
 
@@ -397,7 +399,9 @@ async fn a_column_that_nobody_keeps_is_in_doubt() {
                 select 'F', 1, '[]', '[]', extract(epoch from now()) - 360 - 61, 'running';";
     site.sql(&format!("{silently} {stop} reset session_replication_role"))
         .await;
-    site.service.says("is `status-indexer run` running?").await;
+    site.service
+        .says("check that `status-indexer run` is running")
+        .await;
     assert!(site.service.ask("failed").await.joined);
 
     // An indexer sees to both, and all is well.
@@ -425,7 +429,9 @@ async fn a_run_that_retries_for_ever_is_no_doubt() {
     // Several looks go by, as the queue's doubt shows when it comes.
     site.daemon.freeze().await;
     site.sql("insert into status_indexer.queue (flow_id, run_number, enqueued_at) values ('F', 1, now() - interval '2 min')").await;
-    site.service.says("is `status-indexer run` running?").await;
+    site.service
+        .says("check that `status-indexer run` is running")
+        .await;
     site.daemon.thaw();
     site.service.says(ON).await;
     let said = site.service.said();
@@ -446,7 +452,10 @@ async fn a_column_that_goes_between_two_looks_costs_no_answer() {
     assert_eq!(site.service.ask("failed").await, joins(&failed));
     assert_eq!(site.service.ask("completed").await.runs.len(), 1);
     let said = site.service.said();
-    assert_eq!(said[1..], [format!("{OWN}the column is gone")]);
+    assert_eq!(
+        said[1..],
+        [format!("{OWN}the column is missing or not readable")]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -459,7 +468,7 @@ async fn looks_that_get_no_answer_keep_nobody_waiting_and_turn_it_off_in_the_end
     let start = std::time::Instant::now();
     assert_eq!(site.service.ask("failed").await, column(&failed));
     assert!(start.elapsed() < Duration::from_secs(1));
-    site.service.says("no answer about the column").await;
+    site.service.says("the column cannot be checked").await;
     assert_eq!(site.service.ask("failed").await, joins(&failed));
     assert_eq!(site.service.log().len(), 2, "nothing else is in the log");
     holder.batch_execute("rollback").await.expect("it ends");
@@ -480,7 +489,7 @@ async fn a_service_whose_role_may_not_look_keeps_its_joins() {
         .replace("postgres@", &format!("{}@", site.database.name()));
     let mut service = Service::at(&dsn).start().await;
     service
-        .says("this role needs usage on schema status_indexer")
+        .says("the service's role needs usage on schema status_indexer")
         .await;
     assert_eq!(service.ask("failed").await, joins(&site.failed));
     // What the README says to grant is enough.
@@ -512,7 +521,7 @@ async fn a_database_that_falls_silent_and_comes_back_needs_no_restart() {
     proxy.cut();
     // The host has no retry of its own; the plug-in's looks meet the broken connections first.
     eventually(PATIENCE, "it has looked", async || {
-        let looks = "select from pg_stat_activity where query like '-- plugin.judge%' and datname = current_database()";
+        let looks = "select from pg_stat_activity where query like '-- plugin.state%' and datname = current_database()";
         let client = database.client().await;
         !client.query(looks, &[]).await.expect("an answer").is_empty()
     })
@@ -528,7 +537,7 @@ async fn a_service_of_another_shape_is_left_alone() {
     let mut service = unknown.start().await;
     service
         .says(&format!(
-            "not in use: the service's joins (fingerprint {HOST_JOINS})"
+            "inactive: the service's joins have the unknown fingerprint {HOST_JOINS}"
         ))
         .await;
     assert_eq!(service.ask("failed").await, joins(&site.failed));
@@ -537,7 +546,7 @@ async fn a_service_of_another_shape_is_left_alone() {
         .env("HOST_RELEASE", "old")
         .start()
         .await;
-    old.says("not in use: this release of the service has no status filter")
+    old.says("inactive: this release of the service has no status filter with joins")
         .await;
 
     let off = Service::on(&site.database).env("STATUS_INDEXER_PLUGIN", "off");

@@ -1,6 +1,7 @@
-"""Python runs this file at start where its directory is in PYTHONPATH: it loads the plug-in.
+"""Loads the plug-in into every Python process that has this directory in PYTHONPATH.
 
-Promises that a `sitecustomize` further down the path, which this one hides, is run as well.
+Python runs a file of this name when it starts. Promises to run the next `sitecustomize` in the path,
+which this one hides, and never to keep Python from starting.
 """
 
 import importlib.machinery
@@ -13,12 +14,12 @@ try:
 
     status_indexer_plugin.install()
 except Exception as error:
-    print("status_indexer_plugin: not in use: %r" % error, file=sys.stderr)
+    print(f"status_indexer_plugin: inactive: {error!r}", file=sys.stderr)
 
-_here = os.path.dirname(os.path.abspath(__file__))
-_spec = importlib.machinery.PathFinder.find_spec(
-    "sitecustomize", [path for path in sys.path if os.path.abspath(path) != _here]
+_directory = os.path.dirname(os.path.abspath(__file__))
+_next = importlib.machinery.PathFinder.find_spec(
+    "sitecustomize", [path for path in sys.path if os.path.abspath(path) != _directory]
 )
-if _spec is not None and _spec.loader is not None:
-    sys.modules["sitecustomize"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["sitecustomize"])
+if _next is not None and _next.loader is not None:
+    sys.modules["sitecustomize"] = importlib.util.module_from_spec(_next)
+    _next.loader.exec_module(sys.modules["sitecustomize"])

@@ -1,11 +1,13 @@
-"""Lets the metadata service answer its status filter from the indexer's column.
+"""Makes the metadata service read run statuses from the column that status-indexer maintains.
 
-Owns two attributes of the service's runs table, `joins` and `join_columns`: while the column is to
-be believed they read the column, else they are the service's own. Promises that the service starts
-and answers whatever this file meets: every failure here ends in the service's own joins and one
-line in its log. Works in the service's event loop and borrows one connection of its pool, for one
-short look every few seconds. Loaded by `sitecustomize.py` beside it, or as
-`python -m status_indexer_plugin services.metadata_service.server`. Needs nothing to be installed.
+Owns two attributes of the service's runs table, `joins` and `join_columns`. While the column is
+valid and current, they select the column. Otherwise they are the service's own and compute the
+status. Promises that the service always starts and answers: every failure here ends with the
+service's own joins and one line in its log. Runs in the service's event loop and borrows one
+connection of its pool for a short check every few seconds.
+
+Loaded by `sitecustomize.py` beside this file, or by
+`python -m status_indexer_plugin services.metadata_service.server`. Needs only the standard library.
 """
 
 import asyncio
@@ -19,35 +21,35 @@ import runpy
 import sys
 
 # The module of the service that defines its tables.
-HOST = "services.data.postgres_async_db"
+SERVICE_MODULE = "services.data.postgres_async_db"
 
-# What is selected instead of the joins' result. The service's rows take this name and no other.
-COLUMN = "run_status AS status"
+# Selected instead of the result of the joins. The service's rows accept no other column name.
+STATUS_COLUMN = "run_status AS status"
 
-# Fingerprints of the joins that say what definition 1 of the indexer says. Others may mean
-# something else, and then the column is no answer to the same question.
-KNOWN = {"f78c1c98"}
-DEFINITION = 1
+# Fingerprints of the joins that implement the indexer's definition 1 of a status. Joins with
+# another text may define a status differently; the column would then give other answers.
+KNOWN_FINGERPRINTS = {"f78c1c98"}
+DEFINITION_VERSION = 1
 
-# Seconds between two looks, and how long one may take.
-EVERY = 10.0
-LOOK_TIMEOUT = 2.0
+# Seconds between two checks, and the time limit of one.
+CHECK_INTERVAL = 10.0
+CHECK_TIMEOUT = 2.0
 
-# Looks in a row without an answer, about a minute, after which the column is in doubt. Not the first:
-# a busy database would get the joins, which are more work, when it can bear them least.
-PATIENCE = 5
+# Consecutive failed checks, about a minute, after which the joins are used. One failure is not
+# enough: the joins cost more than the column, and would add to the load of a busy database.
+MAX_FAILED_CHECKS = 5
 
-# Seconds by which a status may be late before nobody seems to keep the column.
-GRACE = 60
+# Seconds by which a status may be late before the column counts as not maintained.
+MAX_DELAY = 60
 
-# undefined_column, insufficient_privilege: what a query meets when the column goes between two looks.
-REFUSALS = ("42703", "42501")
+# undefined_column and insufficient_privilege: the errors of a query after the column was removed.
+COLUMN_ERRORS = ("42703", "42501")
 
-# Asks the catalog only, so that nothing fails, and fills the server's log, where nothing is installed.
-# The limit is the server's own, for what nobody waits for any more. It is above LOOK_TIMEOUT, because
-# aiopg logs a canceled statement at length.
-PRESENT = """\
--- plugin.present
+# Reads only the catalog, so that it succeeds where the indexer is not installed, and the server logs
+# no error. The statement timeout ends a statement whose check has timed out. It is longer than
+# CHECK_TIMEOUT, because aiopg logs a long message about a statement that the server cancels.
+INSTALLATION = """\
+-- plugin.installation
 set local statement_timeout = '3s';
 select (select bool_and(has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'))
           from pg_catalog.pg_namespace n
@@ -60,10 +62,11 @@ select (select bool_and(has_schema_privilege(n.oid, 'usage') and has_table_privi
            and a.attname = 'run_status'
            and not a.attisdropped)"""
 
-# The last two are the column's own evidence that nobody keeps it: events that wait, and running runs
-# that nothing but time can have failed. They hold on a replica and behind a pooler too.
-JUDGE = """\
--- plugin.judge
+# The last two values show from the data alone that the column is not maintained: events that wait in
+# the queue, and running runs without an attempt_ok whose heartbeat is past the cutoff. They are correct
+# on a replica and behind a connection pooler too.
+STATE = """\
+-- plugin.state
 set local statement_timeout = '3s';
 select s.definition_version,
        s.cutoff_secs,
@@ -88,188 +91,236 @@ log = logging.getLogger("status_indexer_plugin")
 
 
 class Switch:
-    """Decides who answers a status filter: the service's own joins, or the column."""
+    """Selects the source of statuses: the column, or the service's own joins."""
 
-    def __init__(self, host):
-        self.table = host.AsyncRunTablePostgres
-        self.metadata = host.METADATA_TABLE_NAME
-        self.cutoff = host.RUN_INACTIVE_CUTOFF_TIME
-        self.own = vars(self.table)["joins"], vars(self.table)["join_columns"]
-        self.on = False
-        self.told = None
-        self.unanswered = 0
-        self.every = max(0.1, float(os.environ.get("STATUS_INDEXER_PLUGIN_SECONDS") or EVERY))
+    def __init__(self, service):
+        self.table = service.AsyncRunTablePostgres
+        self.metadata_table_name = service.METADATA_TABLE_NAME
+        self.cutoff_secs = service.RUN_INACTIVE_CUTOFF_TIME
+        self.own_joins = vars(self.table)["joins"], vars(self.table)["join_columns"]
+        self.uses_column = False
+        # The objection that was logged last, in a tuple; None before the first.
+        self.logged = None
+        self.failed_checks = 0
+        interval = os.environ.get("STATUS_INDEXER_PLUGIN_SECONDS") or CHECK_INTERVAL
+        self.interval = max(0.1, float(interval))
 
-    def turn(self, doubt):
-        """To the column if there is no doubt, to the joins if there is; tells what is new."""
-        self.on = doubt is None
-        # No await between the two: a query is put together from both.
-        self.table.joins, self.table.join_columns = ([], [COLUMN]) if self.on else self.own
-        if self.told != (doubt,):
-            self.told = (doubt,)
-            if self.on:
-                log.info("status filters read the column run_status")
-            else:
-                log.warning("status filters use the service's own joins: %s", doubt)
+    def select(self, objection):
+        """Uses the column, or the joins if there is an objection to it. Logs changes."""
+        self.uses_column = objection is None
+        source = ([], [STATUS_COLUMN]) if self.uses_column else self.own_joins
+        # The service builds a query from both attributes, so no `await` may come between them.
+        self.table.joins, self.table.join_columns = source
+        if self.logged == (objection,):
+            return
+        self.logged = (objection,)
+        if self.uses_column:
+            log.info("status filters read the column run_status")
+        else:
+            log.warning("status filters use the service's own joins: %s", objection)
 
-    def start(self, db):
-        """Looks now and then, for as long as the service's loop runs."""
+    def start_checks(self, db):
+        """Checks the column periodically, for as long as the service's event loop runs."""
         loop = asyncio.get_running_loop()
 
-        # A timer, not a task that sleeps: that one would be complained about when the loop ends.
-        def look():
-            self.looking = loop.create_task(self.look(db))
-            self.looking.add_done_callback(lambda _: loop.call_later(self.every, look))
+        # A timer instead of a sleeping task, about which asyncio would warn when the loop ends.
+        def check():
+            self.checking = loop.create_task(self.check(db))
+            self.checking.add_done_callback(lambda _: loop.call_later(self.interval, check))
 
-        look()
+        check()
 
-    async def look(self, db):
+    async def check(self, db):
+        """Selects the source according to the current state of the column. Never fails."""
         try:
-            doubt = await asyncio.wait_for(self.doubt(db), LOOK_TIMEOUT)
-            self.unanswered = 0
-            self.turn(doubt)
-        # Whatever it is, it is not the service's trouble. For aiopg a canceled statement is a canceled task.
+            objection = await asyncio.wait_for(self.find_objection(db), CHECK_TIMEOUT)
+            self.failed_checks = 0
+            self.select(objection)
+        # No failure may reach the service. aiopg raises CancelledError for a canceled statement.
         except (Exception, asyncio.CancelledError) as error:
-            self.unanswered += 1
-            if not self.on or self.unanswered >= PATIENCE:
-                self.turn("no answer about the column (%s)" % brief(error))
+            self.failed_checks += 1
+            if not self.uses_column or self.failed_checks >= MAX_FAILED_CHECKS:
+                self.select(f"the column cannot be checked ({one_line(error)})")
 
-    async def doubt(self, db):
-        """Why the column is not to be read, in words; none if it is."""
-        name = self.table.table_name
-        # The pool that the service's own lists are read from: a replica may be behind.
+    async def find_objection(self, db):
+        """The reason not to use the column, or None."""
+        table = self.table.table_name
+        state = STATE.format(runs=table, metadata=self.metadata_table_name)
+        # The pool that the service lists runs from, because a replica may lag behind the primary.
         async with (db.reader_pool or db.pool).acquire() as connection:
             async with connection.cursor() as cursor:
-                await cursor.execute(PRESENT, (name,))
-                installed, column = await cursor.fetchone()
-                if installed is None:
-                    return "the indexer is not installed in this database"
-                if not installed:
-                    return "this role needs usage on schema status_indexer, select on its tables state and queue"
-                if not column:
-                    return "%s has no column run_status that this role may read" % name
-                await cursor.execute(JUDGE.format(runs=name, metadata=self.metadata), (name, GRACE, GRACE))
-                row = await cursor.fetchone()
-        if row is None:
-            return "status_indexer.state is empty"
-        definition, cutoff, same_table, believable, waiting, overdue = row
-        if definition != DEFINITION:
-            return "the indexer goes by definition %s, this plug-in by %s" % (definition, DEFINITION)
-        if not same_table:
-            return "the indexer is installed for another table than %s" % name
-        if cutoff != self.cutoff:
-            return "RUN_INACTIVE_CUTOFF_TIME is %s here and %s for the indexer" % (self.cutoff, cutoff)
-        if not believable:
-            return "the column is not to be believed until the indexer's first pass is done"
-        if waiting or overdue:
-            return "the column is more than %s s behind: is `status-indexer run` running?" % GRACE
+                await cursor.execute(INSTALLATION, (table,))
+                objection = self.installation_objection(*await cursor.fetchone())
+                if objection is not None:
+                    return objection
+                await cursor.execute(state, (table, MAX_DELAY, MAX_DELAY))
+                return self.state_objection(await cursor.fetchone())
+
+    def installation_objection(self, readable, column_readable):
+        """The objection to a row of INSTALLATION, where None stands for what does not exist."""
+        if readable is None:
+            return "the indexer is not installed in this database"
+        if not readable:
+            return (
+                "the service's role needs usage on schema status_indexer "
+                "and select on its tables state and queue"
+            )
+        if not column_readable:
+            table = self.table.table_name
+            return f"{table} has no column run_status that the service's role may read"
         return None
 
-    def guard(self, find_records):
-        """`find_records` that asks again, with the joins, when the column was refused."""
+    def state_objection(self, row):
+        """The objection to a row of STATE, which is None if the indexer has no state."""
+        if row is None:
+            return "status_indexer.state is empty"
+        definition_version, cutoff_secs, same_table, valid, waiting, overdue = row
+        if definition_version != DEFINITION_VERSION:
+            return (
+                f"the indexer uses definition {definition_version} of a status, "
+                f"the plug-in supports definition {DEFINITION_VERSION}"
+            )
+        if not same_table:
+            return f"the indexer is installed for a table other than {self.table.table_name}"
+        if cutoff_secs != self.cutoff_secs:
+            return (
+                f"RUN_INACTIVE_CUTOFF_TIME is {self.cutoff_secs} for the service "
+                f"and {cutoff_secs} for the indexer"
+            )
+        if not valid:
+            return "the column is not valid until the indexer's backfill is complete"
+        if waiting or overdue:
+            return (
+                f"the column is more than {MAX_DELAY} s behind: "
+                "check that `status-indexer run` is running"
+            )
+        return None
 
-        async def guarded(table, *args, **kwargs):
-            on = self.on
+    def with_fallback(self, find_records):
+        """`find_records`, which repeats its query with the joins when the column cannot be read."""
+
+        async def find_records_with_fallback(table, *args, **kwargs):
+            used_column = self.uses_column
             answer = await find_records(table, *args, **kwargs)
-            if on and refused(answer):
-                self.turn("the column is gone")
+            if used_column and is_column_error(answer):
+                self.select("the column is missing or not readable")
                 answer = await find_records(table, *args, **kwargs)
             return answer
 
-        return guarded
+        return find_records_with_fallback
 
 
-def refused(answer):
+def is_column_error(answer):
+    """Whether the service's answer is the database's error about the column."""
     try:
         response = answer[0]
-        return response.response_code == 500 and json.loads(response.body)["err_msg"]["pgcode"] in REFUSALS
+        if response.response_code != 500:
+            return False
+        return json.loads(response.body)["err_msg"]["pgcode"] in COLUMN_ERRORS
     except Exception:
         return False
 
 
-def fingerprint(host):
-    """Of the joins' text, whatever the tables, the cutoff and the indentation are."""
-    table = host.AsyncRunTablePostgres
+def fingerprint(service):
+    """A hash of the joins' text, independent of table names, cutoff and white space.
+
+    None if the service's runs table has no joins.
+    """
+    table = service.AsyncRunTablePostgres
     joins, columns = vars(table).get("joins"), vars(table).get("join_columns")
     if not isinstance(joins, list) or not isinstance(columns, list):
         return None
     text = " ".join("\n".join(joins + ["select"] + columns).split())
-    text = text.replace("<=%s " % host.RUN_INACTIVE_CUTOFF_TIME, "<={cutoff} ")
-    for name, value in (("runs", table.table_name), ("metadata", host.METADATA_TABLE_NAME)):
-        text = re.sub(r"(?<![\w.])%s(?!\w)" % re.escape(value), "{%s}" % name, text)
+    text = text.replace(f"<={service.RUN_INACTIVE_CUTOFF_TIME} ", "<={cutoff} ")
+    for name, value in (("{runs}", table.table_name), ("{metadata}", service.METADATA_TABLE_NAME)):
+        text = re.sub(rf"(?<![\w.]){re.escape(value)}(?!\w)", name, text)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def attach(host):
-    """Puts the switch into the service's module, once that is loaded."""
-    if getattr(host, "status_indexer_switch", None):
+def attach(service):
+    """Adds the switch to the service's module, if the fingerprint of its joins is known."""
+    if getattr(service, "status_indexer_switch", None):
         return
-    seen = fingerprint(host)
-    if seen is None:
-        log.warning("not in use: this release of the service has no status filter with joins")
-        return
-    if seen not in KNOWN | {os.environ.get("STATUS_INDEXER_PLUGIN_ACCEPT")}:
+    found = fingerprint(service)
+    if found is None:
+        log.warning("inactive: this release of the service has no status filter with joins")
+    elif found not in KNOWN_FINGERPRINTS | {os.environ.get("STATUS_INDEXER_PLUGIN_ACCEPT")}:
         log.warning(
-            "not in use: the service's joins (fingerprint %s) are not those that this plug-in knows; "
-            "see its README before you accept them",
-            seen,
+            "inactive: the service's joins have the unknown fingerprint %s; "
+            "read the plug-in's README before accepting it",
+            found,
         )
-        return
-    switch = Switch(host)
-    init = host._AsyncPostgresDB._init
+    else:
+        add_switch(service)
+
+
+def add_switch(service):
+    """Wraps two methods of the service: the one that lists runs and the one that opens its pools."""
+    switch = Switch(service)
+    init = service._AsyncPostgresDB._init
 
     async def _init(db, *args, **kwargs):
         result = await init(db, *args, **kwargs)
         try:
-            # The UI's backend has the same base, and a runs table of its own.
+            # The UI backend shares this base class, but has a runs table of its own.
             if isinstance(db.run_table_postgres, switch.table):
-                switch.start(db)
+                switch.start_checks(db)
         except Exception as error:
-            log.warning("not in use: %s", brief(error))
+            log_inactive(error)
         return result
 
-    host.status_indexer_switch = switch
-    switch.table.find_records = switch.guard(switch.table.find_records)
-    host._AsyncPostgresDB._init = _init
+    service.status_indexer_switch = switch
+    switch.table.find_records = switch.with_fallback(switch.table.find_records)
+    service._AsyncPostgresDB._init = _init
 
 
-def brief(error):
-    """An error in one line."""
+def log_inactive(error):
+    log.warning("inactive: %s", one_line(error))
+
+
+def one_line(error):
+    """The error's type and message in one line."""
     text = " ".join(str(error).split())
-    return "%s: %s" % (type(error).__name__, text[:200]) if text else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {text[:200]}" if text else kind
 
 
-class Finder:
-    """Notices when the service's module is imported, once, and leaves the import as it is."""
+class ImportHook:
+    """Attaches the plug-in once, when the service's module is imported; the import is unchanged."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name != HOST:
+        if name != SERVICE_MODULE:
             return None
         try:
+            # Removed first, because the search below would call this hook again.
             sys.meta_path.remove(cls)
             spec = importlib.util.find_spec(name)
-            load = spec.loader.exec_module
-
-            def exec_module(module):
-                load(module)
-                try:
-                    attach(module)
-                except Exception as error:
-                    log.warning("not in use: %s", brief(error))
-
-            spec.loader.exec_module = exec_module
+            attach_after_load(spec)
             return spec
         except Exception as error:
-            log.warning("not in use: %s", brief(error))
+            log_inactive(error)
             return None
+
+
+def attach_after_load(spec):
+    load = spec.loader.exec_module
+
+    def exec_module(module):
+        load(module)
+        try:
+            attach(module)
+        except Exception as error:
+            log_inactive(error)
+
+    spec.loader.exec_module = exec_module
 
 
 def install():
-    """Called before the service is imported. `STATUS_INDEXER_PLUGIN=off` makes it do nothing."""
+    """Called before the service is imported. `STATUS_INDEXER_PLUGIN=off` disables the plug-in."""
     if os.environ.get("STATUS_INDEXER_PLUGIN", "on").lower() not in ("off", "0", "false", "no"):
-        if Finder not in sys.meta_path and HOST not in sys.modules:
-            sys.meta_path.insert(0, Finder)
+        if ImportHook not in sys.meta_path and SERVICE_MODULE not in sys.modules:
+            sys.meta_path.insert(0, ImportHook)
 
 
 if __name__ == "__main__":
