@@ -66,6 +66,7 @@ pub struct Explanation {
     /// Whether both say the same.
     pub agrees: bool,
     /// Whether the first pass is done.
+    #[serde(rename = "valid")]
     pub believable: bool,
     /// Whether an event of the run waits in the queue.
     pub queued: bool,

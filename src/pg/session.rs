@@ -54,7 +54,7 @@ const STATEMENT_TIMEOUT: &str = "30s";
 const GIN_PENDING_LIST_LIMIT: &str = "256kB";
 
 /// The same of a pass at full speed, which has the list moved before it is so long, with no row held
-/// (`status_indexer.move_pending`). The server's default.
+/// (`status_indexer.flush_pending_list`). The server's default.
 const GIN_PENDING_LIST_LIMIT_OF_A_PASS: &str = "4MB";
 
 /// A LISTEN session that says nothing for so long is that of a frozen process: the server ends it

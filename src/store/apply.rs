@@ -21,8 +21,8 @@ select applied, skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.apply($1, $2, null)";
 
 const MOVE_PENDING: &str = "\
--- apply.move_pending
-select status_indexer.move_pending()";
+-- apply.flush_pending_list
+select status_indexer.flush_pending_list()";
 
 /// A status that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

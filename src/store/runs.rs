@@ -22,9 +22,9 @@ select last_flow_id, last_run_number, compared, completed, failed, at_secs, repl
   from status_indexer.compare($1, $2, $3, $4)";
 
 const SKIP: &str = "\
--- runs.skip
+-- runs.key_after
 select flow_id, run_number
-  from status_indexer.skip($1, $2, $3)";
+  from status_indexer.key_after($1, $2, $3)";
 
 /// What a look at the clock found.
 #[derive(Debug)]
