@@ -1,16 +1,16 @@
--- The indexer's own tables. The schema itself is made by the migrator, which looks first:
--- `create schema if not exists` asks for CREATE on the database even where the schema is there.
+-- The indexer's own tables. The migrator creates the schema itself, and only where it is missing:
+-- `create schema if not exists` requires CREATE on the database even where the schema exists.
 
--- What is waiting to be looked at again. A trigger writes a row in the transaction of the
--- evidence, so that a key is here if and only if its evidence is committed.
+-- Runs that have to be evaluated again. A trigger inserts a row in the transaction that writes the
+-- evidence, so a key is in the queue if and only if its evidence is committed.
 create table status_indexer.queue (
   id          bigint generated always as identity primary key,
   flow_id     text not null,
   run_number  bigint not null,
   enqueued_at timestamptz not null default clock_timestamp()
 ) with (
-  -- The table is small and churns: vacuum it often, and never take the exclusive lock that
-  -- gives pages back, because writers of evidence insert here.
+  -- The table is small and has a high turnover: vacuum it often. Never truncate it, because that
+  -- takes an exclusive lock, and writers of evidence insert here.
   autovacuum_vacuum_scale_factor = 0,
   autovacuum_vacuum_threshold = 5000,
   autovacuum_analyze_scale_factor = 0,
@@ -18,7 +18,8 @@ create table status_indexer.queue (
   vacuum_truncate = false
 );
 
--- Failed runs whose heartbeat lies in the future: they run (again) at `due_secs`, seconds since the epoch.
+-- Failed runs whose heartbeat is in the future: they become running at `due_secs`, seconds since
+-- the epoch.
 create table status_indexer.timers (
   flow_id     text not null,
   run_number  bigint not null,
@@ -26,29 +27,32 @@ create table status_indexer.timers (
   primary key (flow_id, run_number)
 );
 
--- One row: the parameters of the definition, and how far the column is to be believed.
+-- One row: the parameters of the definition, and whether the column is valid.
 create table status_indexer.state (
   singleton          boolean primary key default true check (singleton),
   -- RUN_INACTIVE_CUTOFF_TIME, seconds.
   cutoff_secs        bigint not null check (cutoff_secs > 0),
   definition_version integer not null,
-  -- A pass over all runs blesses the column only in the generation in which it began. Numbers are
-  -- taken from the clock, so that a reinstalled schema never repeats one.
+  -- A scan can mark the column valid only in the generation in which it began. Generations are
+  -- taken from the clock, so that a reinstalled schema never reuses one.
   generation         bigint not null default (extract(epoch from clock_timestamp()) * 1000000)::bigint,
-  believable_since   timestamptz,
-  -- How far the pass over all runs has come, the first one or a later one: the last key compared,
-  -- and what was done so far.
-  pass_flow_id       text,
-  pass_run_number    bigint,
-  pass_started_at    timestamptz,
-  pass_compared      bigint not null default 0,
-  pass_corrected     bigint not null default 0,
-  -- Names are kept to tell an operator who starts a daemon with other ones.
+  -- Null while the column is not valid.
+  valid_since        timestamptz,
+  -- The checkpoint of the scan over all runs (a backfill or a reconciliation pass): the last key
+  -- compared, and what was done so far.
+  scan_flow_id       text,
+  scan_run_number    bigint,
+  scan_started_at    timestamptz,
+  scan_compared      bigint not null default 0,
+  scan_corrected     bigint not null default 0,
+  -- A daemon that is configured with other tables is refused.
   runs_table         text not null,
-  metadata_table     text not null
+  metadata_table     text not null,
+  -- `trigger_functions_hash()` as installed.
+  trigger_functions  text
 );
 
--- Privileges that `migrate --grant-to` added, so that `migrate down` takes back those and no other.
+-- Privileges that `migrate --grant-to` added: `migrate down` revokes these and no others.
 create table status_indexer.grants (
   grantee        text not null,
   object         text not null,
@@ -56,10 +60,26 @@ create table status_indexer.grants (
   primary key (grantee, object, privilege)
 );
 
--- The moment (milliseconds since the epoch) until which the worker polls by itself, so that writers
--- need not notify it. A sequence, because it is read and written in place: a table row updated
--- this often would leave dead versions for as long as somebody holds an old snapshot.
-create sequence status_indexer.quiet_until minvalue 0 start 0;
+-- The time (milliseconds since the epoch) until which the worker polls and writers do not notify
+-- it. A sequence, because it is read and written in place: a table row updated this often would
+-- leave dead versions for as long as any transaction holds an old snapshot.
+create sequence status_indexer.notify_suppressed_until minvalue 0 start 0;
+
+-- Marks the column as not valid. A new generation begins, so no scan in progress can mark it valid;
+-- the next scan starts at the first run. Call it after changing evidence while triggers were
+-- disabled. Returns the new generation.
+create function status_indexer.invalidate() returns bigint
+language sql volatile as $$
+  update status_indexer.state
+     set generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
+         valid_since = null,
+         scan_flow_id = null,
+         scan_run_number = null,
+         scan_started_at = null,
+         scan_compared = 0,
+         scan_corrected = 0
+  returning generation
+$$;
 
 insert into status_indexer.state (cutoff_secs, definition_version, runs_table, metadata_table)
 values ({{cutoff_secs}}, 1, {{runs_literal}}, {{metadata_literal}});

@@ -1,3 +1,3 @@
--- Scans the table under a lock that stops neither readers nor writers.
+-- Scans the table under a lock that blocks neither readers nor writers.
 alter table {{runs}}
   validate constraint status_indexer_run_status;

@@ -1,7 +1,8 @@
--- What a status is. Everything that judges a run, be it to write, to verify or to explain,
--- goes through `evidence`, `reason` and `status`; there is no second definition.
+-- The definition of a status. Everything that evaluates a run, whether to write, verify or explain
+-- its status, uses the functions `evidence` (or its parts `newest_attempt_ok` and
+-- `newest_attempt`), `reason`, `status` and `next_change`. All of them are inlined.
 
--- A boolean as PostgreSQL reads it, or null where it would raise.
+-- A boolean as PostgreSQL reads it, or null where PostgreSQL would raise an error.
 create function status_indexer.parse_boolean(value text) returns boolean
 language sql immutable parallel safe as $$
   select case lower(btrim(value, E' \t\n\x0b\f\r'))
@@ -27,8 +28,9 @@ language sql immutable parallel safe as $$
          end
 $$;
 
--- The same of a metadata row's value, be its column text or jsonb, or changed from one to the other
--- later: `->> 0` unwraps a jsonb scalar. What clients write is told without that detour.
+-- The same for a metadata row's value, whose column may be text or jsonb, and may be changed from
+-- one to the other later: `->> 0` unwraps a jsonb scalar. The two values that clients write are
+-- compared first, without that conversion.
 create function status_indexer.read_boolean(value anyelement) returns boolean
 language sql stable parallel safe as $$
   select case value::text
@@ -38,9 +40,15 @@ language sql stable parallel safe as $$
          end
 $$;
 
--- The first rule that holds, by its name. `now_secs` is numeric, so that neither a heartbeat at
--- the end of int8 nor a fraction of a second is lost. These functions are inlined; hence `case x
--- when`, which computes x once.
+-- Whether a heartbeat is within the cutoff of the clock, on either side. `now_secs` is numeric, so
+-- that neither a heartbeat at the limits of int8 nor a fraction of a second is lost.
+create function status_indexer.in_range(heartbeat bigint, now_secs numeric, cutoff_secs bigint) returns boolean
+language sql immutable parallel safe as $$
+  select abs(now_secs - heartbeat) <= cutoff_secs
+$$;
+
+-- The name of the first rule that holds. `case x when` computes x once, although the function is
+-- inlined.
 create function status_indexer.reason(
   ok            boolean,
   ok_ts         bigint,
@@ -54,7 +62,7 @@ language sql immutable parallel safe as $$
            when true then 'end_succeeded'
            when false then case when retry_ts > ok_ts then 'retrying' else 'end_failed' end
            else case
-             when abs(now_secs - heartbeat) <= cutoff_secs then 'heartbeat'
+             when status_indexer.in_range(heartbeat, now_secs, cutoff_secs) then 'heartbeat'
              when heartbeat is not null then 'heartbeat_lost'
              else 'no_heartbeat'
            end
@@ -71,92 +79,143 @@ language sql immutable parallel safe as $$
          end
 $$;
 
--- Says again what an index has found. Its cost is a lie, told to the planner: a plan that has to ask
--- it of every metadata row of a run looks as dear as it can become.
-create function status_indexer.is_field(field_name text, wanted text) returns boolean
+-- When time next changes a run's status, seconds since the epoch; null where time does not change
+-- it. A heartbeat in range expires, and a heartbeat ahead of the clock comes into range.
+create function status_indexer.next_change(
+  reason        text,
+  heartbeat     bigint,
+  now_secs      numeric,
+  cutoff_secs   bigint
+) returns numeric
+language sql immutable parallel safe as $$
+  select case reason
+           when 'heartbeat' then heartbeat::numeric + cutoff_secs
+           when 'heartbeat_lost' then case when heartbeat > now_secs then heartbeat::numeric - cutoff_secs end
+         end
+$$;
+
+-- Seconds between the clock and the nearer end of the range; null where no heartbeat decides.
+create function status_indexer.deadline_distance(
+  reason        text,
+  heartbeat     bigint,
+  now_secs      numeric,
+  cutoff_secs   bigint
+) returns numeric
+language sql immutable parallel safe as $$
+  select case
+           when reason in ('heartbeat', 'heartbeat_lost') then abs(abs(now_secs - heartbeat) - cutoff_secs)
+         end
+$$;
+
+-- Equality with an inflated cost. It repeats a condition that the right index has already checked.
+-- A plan that has to evaluate it for every metadata row of a run becomes expensive enough for the
+-- planner to reject it.
+create function status_indexer.costly_equals(field_name text, wanted text) returns boolean
 language plpgsql immutable parallel safe cost 1000 as $$
 begin
   return field_name = wanted;
 end
 $$;
 
--- What the end step's newest `attempt_ok` says, and when its newest `attempt` began, which counts
--- only after a failure. `ok` is null where the value is no boolean.
---
--- The form of the query keeps the planner on metadata_v3_akey, and off an index on (flow_id,
--- run_number, ts_epoch), where it would read every metadata row of the run. That is where
--- `order by ts_epoch desc limit 1` lures it, a plain `max(ts_epoch)`, which it takes for the same,
--- and one look-up of both fields, whose cost it overrates. Where statistics say that runs have few
--- rows the two indexes look alike: the order asked for comes for free from the right one alone, and
--- `is_field` is asked of fewer rows there.
-create function status_indexer.evidence(flow_id text, run_number bigint)
-returns table (ok boolean, ok_ts bigint, ok_id bigint, retry_ts bigint)
+-- An `attempt_ok` in the form that `max` compares: its time, its id (the later of two rows with the
+-- same time has the higher id), and its value as 1 or 0, or null where it is not a boolean.
+create function status_indexer.ok_key(ts_epoch bigint, id bigint, value anyelement) returns bigint[]
 language sql stable parallel safe as $$
-  select case newest.ok[3] when 1 then true when 0 then false end,
+  select array[ts_epoch, id, status_indexer.read_boolean(value)::integer]
+$$;
+
+-- The end step's newest `attempt_ok`; `ok` is null where there is none or its value is not a
+-- boolean.
+--
+-- The form of this query and of the next one keeps the planner on metadata_v3_akey, and off an
+-- index on (flow_id, run_number, ts_epoch), with which it would read every metadata row of the run.
+-- Three simpler forms lead the planner to that index: `order by ts_epoch desc limit 1`, a plain
+-- `max(ts_epoch)`, which it treats as the same, and a single look-up of both fields, whose cost it
+-- overestimates. Where statistics suggest that runs have few metadata rows, the two indexes look
+-- equally good. Two things then favor metadata_v3_akey: only that index returns the rows in the
+-- order of `order by`, and `costly_equals` is evaluated for fewer rows.
+create function status_indexer.newest_attempt_ok(flow_id text, run_number bigint)
+returns table (ok boolean, ok_ts bigint, ok_id bigint)
+language sql stable parallel safe as $$
+  select newest.ok[3] = 1,
          newest.ok[1],
-         newest.ok[2],
-         case newest.ok[3]
-           when 0 then (select (max(array[a.ts_epoch]))[1]
-                          from (select m.ts_epoch
-                                  from {{metadata}} m
-                                 where m.flow_id = evidence.flow_id
-                                   and m.run_number = evidence.run_number
-                                   and m.step_name = 'end'
-                                   and m.field_name = 'attempt'
-                                   and status_indexer.is_field(m.field_name, 'attempt')
-                                 order by m.task_id) a)
-         end
-    from (select max(array[a.ts_epoch, a.id, case status_indexer.read_boolean(a.value)
-                                               when true then 1
-                                               when false then 0
-                                             end]) as ok
+         newest.ok[2]
+    from (select max(status_indexer.ok_key(a.ts_epoch, a.id, a.value)) as ok
             from (select m.ts_epoch, m.id, m.value
                     from {{metadata}} m
-                   where m.flow_id = evidence.flow_id
-                     and m.run_number = evidence.run_number
+                   where m.flow_id = newest_attempt_ok.flow_id
+                     and m.run_number = newest_attempt_ok.run_number
                      and m.step_name = 'end'
                      and m.field_name = 'attempt_ok'
-                     and status_indexer.is_field(m.field_name, 'attempt_ok')
+                     and status_indexer.costly_equals(m.field_name, 'attempt_ok')
                    order by m.task_id) a) newest
 $$;
 
--- The same for a range of a flow's runs, both ends included, those with an `attempt_ok` alone: one
--- look at a stretch of metadata_v3_akey instead of one a run. It passes by every index entry of the
--- runs, so it is for runs with few metadata rows. The newest `attempt`, which is a look more for each
--- run that failed, is left to those who need it.
-create function status_indexer.evidence_between(flow_id text, low bigint, high bigint)
+-- The start time of the end step's newest `attempt`. It matters only after a failure: call it in a
+-- `case`, as `evidence` does, because it reads the index once more for each run.
+create function status_indexer.newest_attempt(flow_id text, run_number bigint)
+returns table (ts_epoch bigint)
+language sql stable parallel safe as $$
+  select (max(array[a.ts_epoch]))[1]
+    from (select m.ts_epoch
+            from {{metadata}} m
+           where m.flow_id = newest_attempt.flow_id
+             and m.run_number = newest_attempt.run_number
+             and m.step_name = 'end'
+             and m.field_name = 'attempt'
+             and status_indexer.costly_equals(m.field_name, 'attempt')
+           order by m.task_id) a
+$$;
+
+-- The evidence of one run in its metadata rows.
+create function status_indexer.evidence(flow_id text, run_number bigint)
+returns table (ok boolean, ok_ts bigint, ok_id bigint, retry_ts bigint)
+language sql stable parallel safe as $$
+  select n.ok,
+         n.ok_ts,
+         n.ok_id,
+         case when not n.ok then
+           (select a.ts_epoch
+              from status_indexer.newest_attempt(evidence.flow_id, evidence.run_number) a)
+         end
+    from status_indexer.newest_attempt_ok(evidence.flow_id, evidence.run_number) n
+$$;
+
+-- `newest_attempt_ok` for a range of a flow's runs, both ends included; runs without an `attempt_ok`
+-- are left out. It reads one range of metadata_v3_akey instead of one range per run. Because it
+-- passes every index entry of these runs, it suits runs with few metadata rows.
+create function status_indexer.newest_attempt_ok_between(flow_id text, low bigint, high bigint)
 returns table (run_number bigint, ok boolean, ok_ts bigint, ok_id bigint)
 language sql stable parallel safe as $$
   select newest.run_number,
-         case newest.ok[3] when 1 then true when 0 then false end,
+         newest.ok[3] = 1,
          newest.ok[1],
          newest.ok[2]
     from (select m.run_number::bigint,
-                 max(array[m.ts_epoch, m.id, case status_indexer.read_boolean(m.value)
-                                               when true then 1
-                                               when false then 0
-                                             end]) as ok
+                 max(status_indexer.ok_key(m.ts_epoch, m.id, m.value)) as ok
             from {{metadata}} m
-           where m.flow_id = evidence_between.flow_id
+           where m.flow_id = newest_attempt_ok_between.flow_id
              and m.run_number between low and high
              and m.step_name = 'end'
              and m.field_name = 'attempt_ok'
            group by m.run_number) newest
 $$;
 
--- The text of one metadata row, for people: up to 80 characters. A jsonb value that has no text in
--- it is shown as it stands.
-create function status_indexer.value_of(id bigint) returns text
+-- The value of one metadata row as text, for display: up to 80 characters. A jsonb value without a
+-- text of its own (null, an object) is shown as JSON.
+create function status_indexer.evidence_text(id bigint) returns text
 language sql stable parallel safe as $$
   select left(coalesce(to_jsonb(m.value) ->> 0, to_jsonb(m.value)::text), 80)
     from {{metadata}} m
-   where m.id = value_of.id
+   where m.id = evidence_text.id
 $$;
 
--- The database's clock, seconds since the epoch. `now()` stands still inside a transaction.
+-- The database's clock, seconds since the epoch, to the microsecond. `now()` does not advance
+-- during a transaction. Before PostgreSQL 14 `extract` returns double precision, whose conversion
+-- to numeric keeps 15 digits only; microseconds as an integer keep all of them.
 create function status_indexer.clock() returns numeric
 language sql volatile parallel safe as $$
-  select extract(epoch from clock_timestamp())::numeric
+  select (extract(epoch from clock_timestamp()) * 1000000)::bigint * 0.000001
 $$;
 
 create function status_indexer.cutoff() returns bigint
@@ -164,15 +223,15 @@ language sql stable parallel safe as $$
   select cutoff_secs from status_indexer.state
 $$;
 
-create function status_indexer.believable() returns boolean
+create function status_indexer.is_valid() returns boolean
 language sql stable parallel safe as $$
-  select believable_since is not null from status_indexer.state
+  select valid_since is not null from status_indexer.state
 $$;
 
--- For readers in plain SQL: null while the column is not to be believed. The state is read here and
--- not by a function, so that a reader needs a grant on the view and on nothing else.
+-- For readers in plain SQL: `run_status` is null while the column is not valid. The view reads the
+-- state itself instead of calling a function, so that a reader needs a grant on the view only.
 create view status_indexer.run_status as
   select r.flow_id,
          r.run_number,
-         case when (select s.believable_since is not null from status_indexer.state s) then r.run_status end as run_status
+         case when (select s.valid_since is not null from status_indexer.state s) then r.run_status end as run_status
     from {{runs}} r;

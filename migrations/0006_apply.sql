@@ -1,32 +1,32 @@
--- The one way to change a status.
+-- The only code that changes a status.
 --
--- Locks the runs' rows in key order, and then, in a statement with a newer snapshot, judges them
--- and writes those that differ. Evidence committed before the lock is seen; evidence committed
--- later has a queue row of its own. It never waits for a row: one that somebody else holds goes
--- (back) to the queue, so that a batch keeps its locks for as long as it computes and no longer,
--- and no deadlock can have the indexer in it.
+-- Locks the runs' rows in key order. Then a second statement, with a newer snapshot, evaluates them
+-- and updates those whose status differs. It sees all evidence committed before the lock; evidence
+-- committed later has a queue row of its own. It never waits for a row lock: a run whose row is
+-- locked by another transaction goes (back) to the queue. So a batch holds its locks only while it
+-- computes, and the indexer cannot be part of a deadlock.
 create function status_indexer.apply(
   flow_ids      text[],
   run_numbers   bigint[],
   enqueued_ats  timestamptz[],
   out applied   integer,
-  -- [[flow_id, run_number], ...] of the rows that were locked by somebody else.
+  -- [[flow_id, run_number], ...] of the runs whose rows other transactions had locked.
   out skipped   jsonb,
-  -- [{flow_id, run_number, from, to, reason}, ...], as the text that it is sent as: jsonb would be
-  -- put together only to be taken apart.
+  -- [{flow_id, run_number, from, to, reason}, ...]. As json, because it is sent as text: jsonb would
+  -- be assembled only to be converted back.
   out changes   json,
-  -- [{flow_id, run_number, value}, ...] of the runs whose newest attempt_ok is no boolean.
+  -- [{flow_id, run_number, value}, ...] of the runs whose newest attempt_ok is not a boolean.
   out invalid   jsonb,
-  -- The next moment that time alone changes one of these runs, seconds since the epoch.
+  -- When time next changes one of these runs, seconds since the epoch.
   out next_deadline double precision,
-  -- For how long the rows were held, which is for how long a heartbeat may have waited. Null where
-  -- none was.
+  -- How long the row locks were held, which is the longest that a heartbeat may have waited. Null
+  -- where no row was locked.
   out held_secs double precision
 )
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set jit = off
--- Planning anew for the number of keys takes longer than judging one run.
+-- Planning again for the actual number of keys takes longer than evaluating one run.
 set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
@@ -34,30 +34,30 @@ declare
   locked_flow_ids    text[];
   locked_run_numbers bigint[];
   began              timestamptz := clock_timestamp();
-  at_secs            numeric;
+  now_secs           numeric;
   cutoff             bigint;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
       errcode = 'invalid_transaction_state',
-      message = 'status_indexer.apply runs in read committed isolation only',
-      hint = 'an older snapshot would write a stale status';
+      message = 'status_indexer.apply requires read committed isolation',
+      hint = 'An older snapshot would write an outdated status.';
   end if;
 
-  select array_agg(held.flow_id), array_agg(held.run_number)
+  select array_agg(locked.flow_id), array_agg(locked.run_number)
     into locked_flow_ids, locked_run_numbers
     from (select r.flow_id, r.run_number
             from {{runs}} r
            where (r.flow_id, r.run_number) in (select k.flow_id, k.run_number
                                                  from unnest(flow_ids, run_numbers) k (flow_id, run_number))
            order by r.flow_id, r.run_number
-             for no key update of r skip locked) held;
+             for no key update of r skip locked) locked;
 
   applied := coalesce(cardinality(locked_flow_ids), 0);
 
   if applied < cardinality(flow_ids) then
-    -- A key with no run needs nothing: its evidence is an orphan.
-    with missed as (
+    -- A key without a run is dropped: its evidence belongs to no run.
+    with not_locked as (
       select k.flow_id, k.run_number, min(k.enqueued_at) as enqueued_at
         from unnest(flow_ids, run_numbers, enqueued_ats) k (flow_id, run_number, enqueued_at)
        where not exists (select
@@ -72,11 +72,11 @@ begin
     ), requeued as (
       insert into status_indexer.queue (flow_id, run_number, enqueued_at)
       select flow_id, run_number, coalesce(enqueued_at, clock_timestamp())
-        from missed
+        from not_locked
     )
     select jsonb_agg(jsonb_build_array(flow_id, run_number))
       into skipped
-      from missed;
+      from not_locked;
   end if;
 
   if applied = 0 then
@@ -84,75 +84,77 @@ begin
   end if;
 
   cutoff := status_indexer.cutoff();
-  at_secs := status_indexer.clock();
+  now_secs := status_indexer.clock();
 
-  with judged as materialized (
+  with evaluated as materialized (
     select r.flow_id,
            r.run_number,
-           r.run_status as was,
+           r.run_status as stored,
            r.last_heartbeat_ts as heartbeat,
            e.ok_id,
            e.ok is null and e.ok_id is not null as invalid,
-           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts, at_secs, cutoff) as reason
+           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts, now_secs, cutoff) as reason
       from unnest(locked_flow_ids, locked_run_numbers) k (flow_id, run_number)
       join {{runs}} r on r.flow_id = k.flow_id and r.run_number = k.run_number
      cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e
-  ), written as (
+  ), updated as (
     update {{runs}} r
-       set run_status = status_indexer.status(j.reason)
-      from judged j
-     where r.flow_id = j.flow_id
-       and r.run_number = j.run_number
-       and j.was <> status_indexer.status(j.reason)
-  ), future as (
-    -- A heartbeat ahead of the clock by more than the cutoff comes into range by time alone.
-    select flow_id, run_number, heartbeat - cutoff as due_secs
-      from judged
+       set run_status = status_indexer.status(e.reason)
+      from evaluated e
+     where r.flow_id = e.flow_id
+       and r.run_number = e.run_number
+       and e.stored <> status_indexer.status(e.reason)
+  ), timers_to_set as (
+    -- No index finds a failed run whose heartbeat comes into range, so it needs a timer.
+    select flow_id,
+           run_number,
+           status_indexer.next_change(reason, heartbeat, now_secs, cutoff)::bigint as due_secs
+      from evaluated
      where reason = 'heartbeat_lost'
-       and heartbeat > at_secs
-  ), disarmed as (
+       and status_indexer.next_change(reason, heartbeat, now_secs, cutoff) is not null
+  ), timers_deleted as (
     delete from status_indexer.timers t
-     using judged j
-     where t.flow_id = j.flow_id
-       and t.run_number = j.run_number
-       and not (j.reason = 'heartbeat_lost' and j.heartbeat > at_secs)
-  ), armed as (
+     using evaluated e
+     where t.flow_id = e.flow_id
+       and t.run_number = e.run_number
+       and not (e.reason = 'heartbeat_lost'
+                and status_indexer.next_change(e.reason, e.heartbeat, now_secs, cutoff) is not null)
+  ), timers_set as (
     insert into status_indexer.timers as t (flow_id, run_number, due_secs)
     select flow_id, run_number, due_secs
-      from future
+      from timers_to_set
         on conflict (flow_id, run_number) do update
        set due_secs = excluded.due_secs
      where t.due_secs <> excluded.due_secs
   )
   select json_agg(json_build_object('flow_id', flow_id,
                                     'run_number', run_number,
-                                    'from', was,
+                                    'from', stored,
                                     'to', status_indexer.status(reason),
                                     'reason', reason))
-           filter (where was <> status_indexer.status(reason)),
+           filter (where stored <> status_indexer.status(reason)),
          jsonb_agg(jsonb_build_object('flow_id', flow_id,
                                       'run_number', run_number,
-                                      'value', status_indexer.value_of(ok_id)))
+                                      'value', status_indexer.evidence_text(ok_id)))
            filter (where invalid),
-         least(min(heartbeat::numeric + cutoff) filter (where reason = 'heartbeat'),
-               (select min(due_secs) from future))::double precision
+         min(status_indexer.next_change(reason, heartbeat, now_secs, cutoff))::double precision
     into changes, invalid, next_deadline
-    from judged;
+    from evaluated;
 
   held_secs := extract(epoch from clock_timestamp() - began);
 end
 $$;
 
--- Claims up to `batch` queue rows with an id above `after_id` and applies their runs, in one call:
--- a client that dies or freezes leaves either all of it done or nothing.
+-- Takes up to `batch` queue rows with an id above `after_id` and applies their runs, in one call:
+-- if the client dies or freezes, either all of it is done or nothing.
 create function status_indexer.drain(
   after_id      bigint,
   batch         integer,
-  -- Not null: for so many milliseconds the worker comes by itself, writers need not wake it.
-  quiet_ms      integer,
+  -- Not null: the worker polls for this many milliseconds, and writers need not notify it.
+  suppress_ms   integer,
   out claimed   integer,
   out last_id   bigint,
-  -- Seconds from the event's writing to the end of this call, one an event that was applied.
+  -- Seconds from writing the event to the end of this call, for each event that was applied.
   out lags      double precision[],
   out applied   integer,
   out skipped   jsonb,
@@ -164,7 +166,7 @@ create function status_indexer.drain(
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set jit = off
--- Planning anew for the number of keys takes longer than judging one run.
+-- Planning again for the actual number of keys takes longer than evaluating one run.
 set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
@@ -173,14 +175,14 @@ declare
   run_numbers  bigint[];
   enqueued_ats timestamptz[];
 begin
-  if quiet_ms is not null then
-    perform setval('status_indexer.quiet_until',
-                   (extract(epoch from clock_timestamp()) * 1000)::bigint + quiet_ms);
+  if suppress_ms is not null then
+    perform setval('status_indexer.notify_suppressed_until',
+                   (extract(epoch from clock_timestamp()) * 1000)::bigint + suppress_ms);
   end if;
 
   with claim as (
-    -- `= any (array(...))`, not a join: with a join the planner, which sees a queue that is
-    -- usually empty, deletes more rows than the limit.
+    -- `= any (array(...))` instead of a join: the planner knows a queue that is usually empty, and
+    -- with a join it chooses a plan that deletes more rows than the limit.
     delete from status_indexer.queue q
      where q.id = any (array(select w.id
                                from status_indexer.queue w
@@ -210,19 +212,20 @@ begin
 end
 $$;
 
--- Moves what updates have left in the pending lists of the runs' GIN indexes (upstream's on tags)
--- into those indexes. Whose entry makes a list too long moves all of it, with the rows of his batch
--- held; a pass calls this between two batches instead, when it holds none. With the rights of its
--- owner, for nobody but the index's may. Whatever stands in the way, the next update or vacuum
--- does it. Open to all who may use the schema: it is no more than what any update may have to do.
-create function status_indexer.move_pending() returns void
+-- Flushes the pending lists of the runs table's GIN indexes (upstream's index on tags). The
+-- transaction that fills a pending list flushes all of it while it holds its row locks, so a scan
+-- calls this between two batches, when it holds none. SECURITY DEFINER, because only the index's
+-- owner may flush it; open to every role that may use the schema, because it does nothing that an
+-- update of the table may not cause. An error is only logged: the next update or vacuum flushes the
+-- list instead.
+create function status_indexer.flush_pending_list() returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  pending regclass;
+  gin_index regclass;
 begin
-  for pending in
+  for gin_index in
     select i.indexrelid
       from status_indexer.state s
       join pg_index i on i.indrelid = to_regclass(s.runs_table) and i.indisvalid
@@ -230,9 +233,9 @@ begin
       join pg_am a on a.oid = c.relam and a.amname = 'gin'
   loop
     begin
-      perform gin_clean_pending_list(pending);
+      perform gin_clean_pending_list(gin_index);
     exception when others then
-      raise debug 'status_indexer: the pending list of % was not moved: % (%)', pending, sqlerrm, sqlstate;
+      raise debug 'status_indexer: pending list of % was not flushed: % (%)', gin_index, sqlerrm, sqlstate;
     end;
   end loop;
 end

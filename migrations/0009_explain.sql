@@ -1,18 +1,18 @@
--- Why one run has its status: the evidence, the rule that decided, what is stored, and when time
--- alone can change it. `run` is the run's number, or its run_id where one is set. Null where there
--- is no such run. Times of evidence are milliseconds, those of heartbeats and deadlines seconds.
+-- Why a run has its status: the evidence, the rule that decided, the stored status, and when time
+-- next changes it. `run` is the run's number, or its run_id where one is set. Null where there is
+-- no such run. Times of evidence are in milliseconds, times of heartbeats and deadlines in seconds.
 create function status_indexer.explain(flow_id text, run text) returns jsonb
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  clock_secs numeric := status_indexer.clock();
-  cutoff     bigint := status_indexer.cutoff();
-  chosen     record;
-  answer     jsonb;
+  now_secs numeric := status_indexer.clock();
+  cutoff   bigint := status_indexer.cutoff();
+  chosen   record;
+  answer   jsonb;
 begin
-  -- Each of the two by its own index. A number that is too long for one is only a run_id.
+  -- One query for each of the two indexes. A number that is too long for bigint can only be a run_id.
   select r.flow_id::text, r.run_number::bigint, r.run_id, r.run_status, r.last_heartbeat_ts as heartbeat
     into chosen
     from {{runs}} r
@@ -30,9 +30,9 @@ begin
     return null;
   end if;
 
-  with found as materialized (
-    -- Sorted afterwards: with the limit in the same query the planner is lured into the index on
-    -- ts_epoch, where it reads every metadata row of the run.
+  with end_step as materialized (
+    -- Sorted in a second step: with the limit in the same query the planner prefers the index on
+    -- ts_epoch, with which it reads every metadata row of the run.
     select m.id, m.task_id, m.field_name, to_jsonb(m.value) ->> 0 as value, m.ts_epoch
       from {{metadata}} m
      where m.flow_id = chosen.flow_id
@@ -41,37 +41,42 @@ begin
        and m.field_name in ('attempt', 'attempt_ok')
   ), rows as (
     select *
-      from found
+      from end_step
      order by ts_epoch desc, id desc
      limit 100
-  ), judged as (
+  ), with_reason as (
     select chosen.flow_id,
            chosen.run_number,
            chosen.run_id,
            chosen.run_status,
            chosen.heartbeat,
            e.*,
-           status_indexer.value_of(e.ok_id) as ok_value,
-           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, chosen.heartbeat, clock_secs, cutoff) as reason
+           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, chosen.heartbeat, now_secs, cutoff) as reason
       from status_indexer.evidence(chosen.flow_id, chosen.run_number) e
+  ), evaluated as (
+    select r.*,
+           status_indexer.status(r.reason) as status,
+           status_indexer.evidence_text(r.ok_id) as ok_value,
+           status_indexer.next_change(r.reason, r.heartbeat, now_secs, cutoff) as next_change
+      from with_reason r
   )
   select jsonb_build_object(
            'flow_id', flow_id,
            'run_number', run_number,
            'run_id', run_id,
-           'status', status_indexer.status(reason),
+           'status', status,
            'reason', reason,
            'finished_at', case
              when reason in ('end_succeeded', 'end_failed') then ok_ts::numeric
              when reason = 'heartbeat_lost' then heartbeat::numeric * 1000
            end,
            'stored', run_status,
-           'agrees', run_status = status_indexer.status(reason),
-           'believable', status_indexer.believable(),
+           'agrees', run_status = status,
+           'valid', status_indexer.is_valid(),
            'queued', exists (select
                                from status_indexer.queue q
-                              where q.flow_id = j.flow_id
-                                and q.run_number = j.run_number),
+                              where q.flow_id = e.flow_id
+                                and q.run_number = e.run_number),
            'evidence', jsonb_build_object(
              'attempt_ok', ok_value,
              'attempt_ok_is_boolean', ok_id is null or ok is not null,
@@ -84,17 +89,13 @@ begin
                                         order by ts_epoch desc, id desc)
                                  from rows), '[]')),
            'cutoff_secs', cutoff,
-           'at_secs', clock_secs,
-           'next_change_secs', case
-             when reason = 'heartbeat' then heartbeat::numeric + cutoff
-             when reason = 'heartbeat_lost' and heartbeat > clock_secs then heartbeat::numeric - cutoff
-           end,
+           'at_secs', now_secs,
+           'next_change_secs', next_change,
            'next_status', case
-             when reason = 'heartbeat' then 'failed'
-             when reason = 'heartbeat_lost' and heartbeat > clock_secs then 'running'
+             when next_change is not null then case reason when 'heartbeat' then 'failed' else 'running' end
            end)
     into answer
-    from judged j;
+    from evaluated e;
 
   return answer;
 end

@@ -1,16 +1,16 @@
--- What the triggers call. None of it ever raises: an error on metadata_v3 would lose the user's row,
--- one on runs_v3 would fail the creation of a run. What goes wrong is written to the server's log,
--- and the reconciler finds what was missed.
+-- What the triggers call. None of these functions raises an error: on metadata_v3 it would lose the
+-- user's row, and on runs_v3 it would fail the creation of a run. A failure is written to the
+-- server's log, and the reconciler finds what was missed.
 
--- Sends the hint, unless the worker polls by itself anyway, or the notification queue is filling
--- up: a full one raises at commit, outside any exception block.
-create function status_indexer.wake() returns void
+-- Sends the wakeup, unless the worker polls, or the notification queue is half full: a full queue
+-- raises an error at commit, outside any exception block.
+create function status_indexer.notify_worker() returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  -- A moment further off than a worker ever asks for was set before the clock stepped back.
-  if (select q.last_value from status_indexer.quiet_until q)
+  -- A time that is further ahead than any worker sets was set before the clock stepped back.
+  if (select s.last_value from status_indexer.notify_suppressed_until s)
        - (extract(epoch from clock_timestamp()) * 1000)::bigint between 0 and 1000 then
     return;
   end if;
@@ -29,13 +29,13 @@ as $$
 begin
   insert into status_indexer.queue (flow_id, run_number)
   values (enqueue.flow_id, enqueue.run_number);
-  perform status_indexer.wake();
+  perform status_indexer.notify_worker();
 exception when others then
   raise log 'status_indexer: run %/% was not enqueued: % (%)', flow_id, run_number, sqlerrm, sqlstate;
 end
 $$;
 
--- For row triggers on runs.
+-- For row triggers on the runs table.
 create function status_indexer.enqueue_row() returns trigger
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -46,8 +46,8 @@ begin
 end
 $$;
 
--- For the end step's metadata rows, of which two of a dozen can change a status. No search path is
--- set, which would cost the others as much as all the rest; every name carries its schema.
+-- For metadata rows of the end step, of which two in a dozen can change a status. No search path is
+-- set, because that would cost the other ten as much as everything else; all names are qualified.
 create function status_indexer.enqueue_evidence() returns trigger
 language plpgsql volatile security definer
 as $$
@@ -59,8 +59,8 @@ begin
 end
 $$;
 
--- For statement triggers on metadata: the distinct runs whose end step's evidence was changed,
--- before and after.
+-- For statement triggers on the metadata table: the distinct runs whose end step's evidence the
+-- statement changed, by the old rows and the new ones.
 create function status_indexer.enqueue_changed() returns trigger
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
@@ -86,7 +86,7 @@ begin
        and o.field_name in ('attempt', 'attempt_ok');
   end if;
   if found then
-    perform status_indexer.wake();
+    perform status_indexer.notify_worker();
   end if;
   return null;
 exception when others then
@@ -100,15 +100,52 @@ revoke execute on function status_indexer.enqueue_evidence() from public;
 revoke execute on function status_indexer.enqueue_row() from public;
 revoke execute on function status_indexer.enqueue_changed() from public;
 
--- Whether all of the triggers are there and fire. A pass over all runs proves nothing without them:
--- what is written behind its back is lost.
-create function status_indexer.listening() returns boolean
+-- A fingerprint of the functions that the triggers execute.
+create function status_indexer.trigger_functions_hash() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select count(*) = 5
-    from pg_trigger t
-    join status_indexer.state s on t.tgrelid in (to_regclass(s.runs_table), to_regclass(s.metadata_table))
-   where starts_with(t.tgname::text, 'status_indexer_')
-     and t.tgenabled in ('O', 'A')
+  select md5(string_agg(p.proname || p.prosrc, '' order by p.proname::text collate "C"))
+    from pg_proc p
+   where p.pronamespace = 'status_indexer'::regnamespace
+     and p.proname in ('notify_worker', 'enqueue', 'enqueue_row', 'enqueue_evidence', 'enqueue_changed')
+$$;
+
+update status_indexer.state
+   set trigger_functions = status_indexer.trigger_functions_hash();
+
+-- The indexer's triggers, and the state of each: `enabled`, `disabled`, `missing`, `replaced` (by a
+-- trigger with the same name that executes another function), or `function replaced`. The list
+-- comes from the `create trigger` statements of the migrations.
+create function status_indexer.triggers()
+returns table (table_name text, trigger_name text, state text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select expected.table_name,
+         expected.trigger_name,
+         case
+           when t.oid is null then 'missing'
+           when t.tgfoid is distinct from to_regprocedure(expected.function) then 'replaced'
+           when t.tgenabled not in ('O', 'A') then 'disabled'
+           when s.trigger_functions is distinct from status_indexer.trigger_functions_hash()
+             then 'function replaced'
+           else 'enabled'
+         end
+    from status_indexer.state s
+   cross join lateral (values
+           {{triggers}}) expected (table_name, trigger_name, function)
+    left join pg_trigger t on t.tgrelid = to_regclass(expected.table_name)
+                          and t.tgname = expected.trigger_name
+   order by 1, 2
+$$;
+
+-- Whether every trigger exists and fires. Without them a scan proves nothing: evidence written
+-- behind its position would be lost.
+create function status_indexer.triggers_enabled() returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(bool_and(t.state = 'enabled'), false)
+    from status_indexer.triggers() t
 $$;

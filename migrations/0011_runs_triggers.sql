@@ -1,7 +1,7 @@
--- A `when` is evaluated outside any exception block, so nothing in it may raise, whatever a
--- heartbeat says: hence float8, which neither overflows nor runs out of range.
+-- A `when` condition is evaluated outside any exception block, so nothing in it may raise an error,
+-- whatever the heartbeat is: hence float8, which does not overflow here.
 
--- A new run is `running` by the column's default, which is right if its heartbeat is fresh.
+-- A new run is `running` by the column's default, which is right if its heartbeat is recent.
 create trigger status_indexer_insert
   after insert on {{runs}}
   for each row
@@ -10,10 +10,10 @@ create trigger status_indexer_insert
         or abs(new.last_heartbeat_ts::float8 - extract(epoch from clock_timestamp())::float8) > 5)
   execute function status_indexer.enqueue_row();
 
--- A heartbeat is the hottest write there is, and a `when` is read and planned anew for every statement
--- that meets it: this one comparison is all that a healthy run's heartbeat pays. Time does the rest:
--- a run that is not failed changes no status by a heartbeat, unless one leaps out of the cutoff,
--- and those the sweeper finds.
+-- Heartbeats are the most frequent writes, and every statement that fires a trigger parses and plans
+-- its `when` again: this one comparison is the only cost for a healthy run's heartbeat. Time does
+-- the rest. A heartbeat does not change the status of a run that is not failed, unless it moves out
+-- of range, and the sweeper finds those.
 create trigger status_indexer_heartbeat
   after update of last_heartbeat_ts on {{runs}}
   for each row

@@ -1,13 +1,13 @@
--- Of a dozen metadata rows a task writes, two of the end step's can change a status. The `when` is
--- read and planned anew for every statement that meets it, so it holds the one comparison that most
--- rows fail; which rows of the end step matter, the function tells.
+-- Of the dozen metadata rows that a task writes, two of the end step can change a status. Every
+-- statement that fires the trigger parses and plans the `when` again, so it contains only the
+-- comparison that most rows fail. The function selects among the end step's rows.
 create trigger status_indexer_insert
   after insert on {{metadata}}
   for each row
   when (new.step_name = 'end')
   execute function status_indexer.enqueue_evidence();
 
--- Statement triggers: rows are hardly ever updated or deleted, and then many at once.
+-- Statement triggers: rows are rarely updated or deleted, and then many at once.
 create trigger status_indexer_update
   after update on {{metadata}}
   referencing old table as old_rows new table as new_rows

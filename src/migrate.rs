@@ -24,7 +24,7 @@ use crate::pg::{
 };
 use crate::store::INVALIDATE;
 pub use report::status;
-use steps::{DOWN_COLUMN, DOWN_SCHEMA, DOWN_TRIGGERS, Kind, MIGRATIONS, Migration};
+use steps::{DOWN_COLUMN, DOWN_SCHEMA, Kind, MIGRATIONS, Migration, Trigger};
 pub use tables::{Table, TableNames, Tables, upstream_notify_triggers};
 
 /// How long a statement waits for a lock on a table; everybody else queues behind it meanwhile.
@@ -108,7 +108,7 @@ pub async fn down(
     let migrator = Migrator::open(connector, names, stop).await?;
     migrator.check_installed_for_same_tables().await?;
     migrator.remove_triggers().await?;
-    for index in MIGRATIONS.iter().filter(|step| step.kind == Kind::Index) {
+    for index in steps::indexes() {
         let name = migrator.index_name(index);
         migrator.drop_index(&name).await?;
     }
@@ -331,6 +331,7 @@ select exists (select
         let metadata = self.tables.metadata.quoted();
         // The names last, and in one go each: what they contain is not looked at again.
         let sql = sql
+            .replace("{{triggers}}", &steps::trigger_catalog())
             .replace("{{cutoff_secs}}", &cutoff_secs.to_string())
             .replace("{{schema_was_there}}", &schema_was_there.to_string());
         let mut rendered = String::with_capacity(sql.len());
@@ -357,17 +358,16 @@ select exists (select
             Kind::Transaction => Ok(true),
             Kind::Index => self.index_is_valid(&self.index_name(migration)).await,
             Kind::Triggers => {
-                let table = self.table_of(migration);
-                let names = migration.triggers();
+                let table = self.table_of(migration).quoted();
                 let row = self
                     .client
                     .query_typed_one(
                         "-- migrate.triggers_there
-select count(*) = cardinality($2)
-  from pg_trigger
- where tgrelid = to_regclass($1)
-   and tgname = any ($2)",
-                        &[(&table.quoted(), Type::TEXT), (&names, Type::TEXT_ARRAY)],
+select not exists (select
+                     from status_indexer.triggers()
+                    where table_name = $1
+                      and state in ('missing', 'replaced'))",
+                        &[(&table, Type::TEXT)],
                     )
                     .await?;
                 Ok(row.get(0))
@@ -394,8 +394,12 @@ select count(*) = cardinality($2)
         let outcome = match migration.kind {
             Kind::Transaction => self.in_transaction(&format!("{sql}\n{record}")).await,
             Kind::Triggers if again => {
-                let drop = self.drop_triggers(migration);
-                // What was written while they were missing was not heard.
+                let drop: String = migration
+                    .triggers()
+                    .map(|trigger| trigger.drop_statement())
+                    .collect();
+                let drop = self.render(&drop, cutoff_secs, false);
+                // Evidence written while they were missing was not reported.
                 self.in_transaction(&format!("{drop}{sql}\n{INVALIDATE}"))
                     .await
             }
@@ -416,27 +420,26 @@ select count(*) = cardinality($2)
         }
     }
 
-    /// Not in the files: it needs a lock that readers wait for, and making triggers does not.
-    fn drop_triggers(&self, migration: &Migration) -> String {
-        let table = self.table_of(migration).quoted();
-        let drop = |name| format!("drop trigger if exists {name} on {table};\n");
-        migration.triggers().into_iter().map(drop).collect()
-    }
-
     fn index_name(&self, migration: &Migration) -> String {
         let schema = quote_ident(&self.tables.runs.schema);
         format!("{schema}.{}", migration.index())
     }
 
-    /// From here on the column goes stale, which its readers must know if this is not finished.
+    /// Removes the triggers before the functions that they execute. From here on statuses become
+    /// outdated; readers have to see that even if the rest fails, so the column is invalidated.
     async fn remove_triggers(&self) -> anyhow::Result<()> {
-        let disbelieve = if self.exists("status_indexer.state").await? {
+        let invalidate = if self.exists("status_indexer.state").await? {
             INVALIDATE
         } else {
             ""
         };
-        let sql = self.render(DOWN_TRIGGERS, 0, false);
-        self.remove(&format!("{sql}\n{disbelieve}")).await
+        let drop: String = MIGRATIONS
+            .iter()
+            .flat_map(Migration::triggers)
+            .map(|trigger: Trigger| trigger.drop_statement())
+            .collect();
+        let sql = self.render(&drop, 0, false);
+        self.remove(&format!("{sql}\n{invalidate}")).await
     }
 
     async fn remove_objects(&self) -> anyhow::Result<()> {

@@ -742,6 +742,19 @@ impl Instant {
         .judge(self.now_micros, self.cutoff)
     }
 
+    /// The only moment at which time alone can change the status: the heartbeat leaves the range, or
+    /// comes into it.
+    fn next_change(&self, verdict: &Verdict) -> Option<String> {
+        let heartbeat = i128::from(self.heartbeat?);
+        let cutoff = i128::from(self.cutoff);
+        let secs = match verdict.reason {
+            Reason::Heartbeat => heartbeat + cutoff,
+            Reason::HeartbeatLost if heartbeat * MICROS > self.now_micros => heartbeat - cutoff,
+            _ => return None,
+        };
+        Some(secs.to_string())
+    }
+
     /// Seconds, with all of their digits.
     fn now_secs(&self) -> String {
         let (secs, micros) = (
@@ -766,19 +779,21 @@ async fn reasons_agree_with_the_model_at_every_edge_of_the_clock() {
             .enumerate()
             .map(|(at, instant)| {
                 format!(
-                    "({at}, status_indexer.reason({}, '{}', {}, {}, {}, {}))",
+                    "({at}, status_indexer.reason({}, '{}', {}, {heartbeat}, {now}, {cutoff}),
+                      {heartbeat}::bigint, {now}, {cutoff})",
                     sql(instant.ok.map(|ok| ok.to_string())),
                     instant.ok_ts.unwrap_or(0),
                     sql(instant.retry_ts.map(|ts| format!("'{ts}'"))),
-                    sql(instant.heartbeat.map(|secs| format!("'{secs}'"))),
-                    instant.now_secs(),
-                    instant.cutoff
+                    heartbeat = sql(instant.heartbeat.map(|secs| format!("'{secs}'"))),
+                    now = instant.now_secs(),
+                    cutoff = instant.cutoff
                 )
             })
             .collect();
         let query = format!(
-            "select reason, status_indexer.status(reason)
-               from (values {}) v (at, reason) order by at",
+            "select reason, status_indexer.status(reason),
+                    status_indexer.next_change(reason, heartbeat, now_secs, cutoff)::text
+               from (values {}) v (at, reason, heartbeat, now_secs, cutoff) order by at",
             calls.join(", ")
         );
         let rows = client
@@ -799,11 +814,46 @@ async fn reasons_agree_with_the_model_at_every_edge_of_the_clock() {
             );
             assert_eq!(reason, verdict.reason.as_str(), "{context}");
             assert_eq!(status, verdict.status.as_str(), "{context}");
+            let next: Option<String> = row.get(2);
+            assert_eq!(next, instant.next_change(&verdict), "{context}");
             *met.entry(reason.to_owned()).or_insert(0) += 1;
         }
     }
     assert_eq!(met.len(), 6, "every rule was met: {met:?}");
     assert!(met.values().all(|count| *count >= 100), "often: {met:?}");
+}
+
+/// The definition's functions are inlined wherever they are used: none of them is a node or a call
+/// in the plan. A function that is called costs more than all the rest of an evaluation.
+#[tokio::test]
+async fn the_definition_is_inlined_into_its_callers() {
+    const EXPLAIN: &str = "\
+explain (verbose, costs off)
+select status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts, 1.5, 360),
+       status_indexer.status(status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts, 1.5, 360)),
+       status_indexer.next_change(r.run_status, r.last_heartbeat_ts, 1.5, 360),
+       status_indexer.deadline_distance(r.run_status, r.last_heartbeat_ts, 1.5, 360),
+       (select sum(b.ok_ts)
+          from status_indexer.newest_attempt_ok_between(r.flow_id, 1, 2) b)
+  from runs_v3 r
+ cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e";
+    let database = Database::fresh().await;
+    let client = migrated(&database).await;
+    let rows = client.query(EXPLAIN, &[]).await.expect("it is planned");
+    let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("costly_equals("), "{plan}");
+    for (at, _) in plan.match_indices("status_indexer.") {
+        let name = &plan[at + "status_indexer.".len()..];
+        // `parse_boolean` is not: its argument is computed, and used once only when called.
+        assert!(
+            ["costly_equals(", "parse_boolean("]
+                .iter()
+                .any(|called| name.starts_with(called)),
+            "{plan}"
+        );
+    }
+    assert!(!plan.contains("Function Scan"), "{plan}");
 }
 
 #[tokio::test]

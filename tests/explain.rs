@@ -22,7 +22,7 @@ impl Site {
         let writer = database.writer().await;
         writer.insert_flow("F").await;
         let site = Self { database, writer };
-        site.execute("update status_indexer.state set believable_since = now()")
+        site.execute("update status_indexer.state set valid_since = now()")
             .await;
         site
     }
@@ -143,7 +143,7 @@ async fn every_rule_is_told_in_words_and_in_json() {
         assert_eq!(json["finished_at"], json!(finished_at));
         assert_eq!(json["stored"], status);
         assert_eq!(json["agrees"], true);
-        assert_eq!(json["believable"], true);
+        assert_eq!(json["valid"], true);
         assert_eq!(json["queued"], false);
         assert_eq!(json["run_number"], run);
         assert_eq!(json["run_id"], Json::Null);
@@ -280,7 +280,7 @@ async fn a_disagreement_exits_1_unless_something_explains_it() {
         assert!(said.contains(wanted), "{said}");
     }
 
-    site.execute("update status_indexer.state set believable_since = null")
+    site.execute("update status_indexer.state set valid_since = null")
         .await;
     has(
         &site.text(&name).await,

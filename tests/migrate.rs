@@ -272,7 +272,7 @@ async fn a_down_that_was_killed_anywhere_is_finished_or_undone() {
     let up = ["up", "--grant-to", role.as_str()];
     for _ in 0..8 {
         succeeded(&migrate(&database, &up).await);
-        let bless = "update status_indexer.state set believable_since = now()";
+        let bless = "update status_indexer.state set valid_since = now()";
         execute(&client, bless).await;
         killed(&database, &["migrate", "down"], &mut rng).await;
         if rng.random() {
@@ -280,7 +280,7 @@ async fn a_down_that_was_killed_anywhere_is_finished_or_undone() {
             let whole = number(&client, triggers).await == 5;
             succeeded(&migrate(&database, &up).await);
             let believed =
-                "select count(*) from status_indexer.state where believable_since is not null";
+                "select count(*) from status_indexer.state where valid_since is not null";
             // What was written without triggers was not heard.
             assert_eq!(number(&client, believed).await, i64::from(whole));
             is_whole(&database).await;
@@ -422,8 +422,8 @@ async fn what_was_dropped_or_left_invalid_is_made_again() {
     let client = database.client().await;
     succeeded(&migrate(&database, &["up"]).await);
     let whole = dump(&database).await;
-    let bless = "update status_indexer.state set believable_since = now()";
-    let believed = "select count(*) from status_indexer.state where believable_since is not null";
+    let bless = "update status_indexer.state set valid_since = now()";
+    let believed = "select count(*) from status_indexer.state where valid_since is not null";
     for (damage, complaint, stays_believable) in [
         (
             "drop index status_indexer_running",
@@ -437,12 +437,20 @@ async fn what_was_dropped_or_left_invalid_is_made_again() {
         ),
         (
             "drop trigger status_indexer_insert on metadata_v3",
-            "4 of 5",
+            "status_indexer_insert on public.metadata_v3: MISSING",
             false,
         ),
         (
             "drop trigger status_indexer_heartbeat on runs_v3",
-            "4 of 5",
+            "status_indexer_heartbeat on public.runs_v3: MISSING",
+            false,
+        ),
+        (
+            "create function public.enqueue_row() returns trigger language plpgsql as 'begin return null; end';
+             drop trigger status_indexer_insert on runs_v3;
+             create trigger status_indexer_insert after insert on runs_v3
+               for each row execute function public.enqueue_row()",
+            "status_indexer_insert on public.runs_v3: REPLACED",
             false,
         ),
     ] {
@@ -451,6 +459,7 @@ async fn what_was_dropped_or_left_invalid_is_made_again() {
         let told = refused(&migrate(&database, &["status"]).await, 1);
         assert!(told.contains(complaint), "{damage}: {told}");
         succeeded(&migrate(&database, &["up"]).await);
+        execute(&client, "drop function if exists public.enqueue_row()").await;
         same(&whole, &dump(&database).await);
         assert_eq!(
             number(&client, believed).await,
@@ -472,6 +481,73 @@ async fn what_was_dropped_or_left_invalid_is_made_again() {
 }
 
 #[tokio::test]
+async fn a_trigger_counts_only_if_it_fires_and_executes_the_installed_function() {
+    const STATE: &str = "\
+select state from status_indexer.triggers()
+ where table_name = '\"public\".\"metadata_v3\"' and trigger_name = 'status_indexer_insert'";
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    succeeded(&migrate(&database, &["up"]).await);
+    let count = "select count(*) from status_indexer.triggers() where state = 'enabled'";
+    assert_eq!(number(&client, count).await, 5);
+    for (damage, expected) in [
+        ("select 1", "enabled"),
+        (
+            "alter table metadata_v3 disable trigger status_indexer_insert",
+            "disabled",
+        ),
+        (
+            "alter table metadata_v3 enable replica trigger status_indexer_insert",
+            "disabled",
+        ),
+        (
+            "alter table metadata_v3 enable always trigger status_indexer_insert",
+            "enabled",
+        ),
+        (
+            "drop trigger status_indexer_insert on metadata_v3",
+            "missing",
+        ),
+        (
+            "alter trigger status_indexer_insert on metadata_v3 rename to status_indexer_other",
+            "missing",
+        ),
+        (
+            "drop trigger status_indexer_insert on metadata_v3;
+             create trigger status_indexer_insert after insert on metadata_v3
+               for each row execute function status_indexer.enqueue_row()",
+            "replaced",
+        ),
+        (
+            "drop trigger status_indexer_insert on metadata_v3;
+             create trigger status_indexer_insert after insert on flows_v3
+               for each row execute function status_indexer.enqueue_evidence()",
+            "missing",
+        ),
+        (
+            "create or replace function status_indexer.enqueue_evidence() returns trigger
+               language plpgsql security definer as 'begin return null; end'",
+            "function replaced",
+        ),
+        (
+            "create or replace function status_indexer.enqueue(flow_id text, run_number bigint)
+               returns void language sql as ''",
+            "function replaced",
+        ),
+    ] {
+        execute(&client, &format!("begin; {damage}")).await;
+        let row = client.query_one(STATE, &[]).await.expect("it is listed");
+        assert_eq!(row.get::<_, &str>(0), expected, "{damage}");
+        let row = client
+            .query_one("select status_indexer.triggers_enabled()", &[])
+            .await
+            .expect("the function is there");
+        assert_eq!(row.get::<_, bool>(0), expected == "enabled", "{damage}");
+        execute(&client, "rollback").await;
+    }
+}
+
+#[tokio::test]
 async fn a_pass_without_all_triggers_never_makes_the_column_believable() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
@@ -488,7 +564,7 @@ async fn a_pass_without_all_triggers_never_makes_the_column_believable() {
     let run = writer.insert_run("F", Some(writer.now_secs().await)).await;
     execute(
         client,
-        "update status_indexer.state set pass_flow_id = 'Z', pass_run_number = 1",
+        "update status_indexer.state set scan_flow_id = 'Z', scan_run_number = 1",
     )
     .await;
     writer.attempt_ok("F", run, "True", 1).await;
@@ -501,13 +577,13 @@ async fn a_pass_without_all_triggers_never_makes_the_column_believable() {
             message.contains("a trigger is missing or disabled")
         })
         .await;
-    let position = "select count(pass_flow_id) from status_indexer.state";
+    let position = "select count(scan_flow_id) from status_indexer.state";
     eventually_eq(SOON, "the pass is given up", 0, async || {
         number(client, position).await
     })
     .await;
     assert_eq!(daemon.get("/readyz").await.map(|(code, _)| code), Some(503));
-    let believed = "select count(believable_since) from status_indexer.state";
+    let believed = "select count(valid_since) from status_indexer.state";
     assert_eq!(number(client, believed).await, 0);
     assert_eq!(writer.status("F", run).await, "running");
 
@@ -620,7 +696,7 @@ async fn down_keeps_what_others_made_in_the_schema_and_can_be_finished_later() {
     let told = refused(&migrate(&database, &["down"]).await, 1);
     assert!(told.contains("view public.mine depends on"), "{told}");
     // Its triggers are gone already, so nobody may believe the column.
-    let believed = "select count(*) from status_indexer.state where believable_since is not null";
+    let believed = "select count(*) from status_indexer.state where valid_since is not null";
     assert_eq!(number(&client, believed).await, 0);
     execute(&client, "drop view mine").await;
     succeeded(&migrate(&database, &["down"]).await);

@@ -334,8 +334,8 @@ async fn the_joins_are_back_when_the_column_is_in_doubt_and_gone_when_it_is_not(
     let failed = site.failed;
     let doubts = [
         (
-            "update status_indexer.state set believable_since = null",
-            "update status_indexer.state set believable_since = now()",
+            "update status_indexer.state set valid_since = null",
+            "update status_indexer.state set valid_since = now()",
             "the column is not valid",
         ),
         (

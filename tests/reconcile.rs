@@ -197,7 +197,7 @@ async fn a_backfill_that_is_stopped_goes_on_where_it_was_and_several_do_no_harm(
     let position = async || -> Option<i64> {
         writer
             .client()
-            .query_one("select pass_run_number from status_indexer.state", &[])
+            .query_one("select scan_run_number from status_indexer.state", &[])
             .await
             .expect("one row")
             .get(0)
@@ -236,7 +236,7 @@ async fn frozen_backfill() -> (Database, Writer, Daemon) {
     eventually(SOON, "the pass has begun", async || {
         let row = writer
             .client()
-            .query_one("select pass_compared > 0 from status_indexer.state", &[])
+            .query_one("select scan_compared > 0 from status_indexer.state", &[])
             .await
             .expect("one row");
         row.get::<_, bool>(0)
@@ -257,7 +257,7 @@ async fn a_pass_that_froze_cannot_bless_a_column_made_after_it() {
     assert!(ended.code().is_some());
     let believable: bool = writer
         .client()
-        .query_one("select status_indexer.believable()", &[])
+        .query_one("select status_indexer.is_valid()", &[])
         .await
         .expect("installed")
         .get(0);

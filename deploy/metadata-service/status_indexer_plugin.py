@@ -71,7 +71,7 @@ set local statement_timeout = '3s';
 select s.definition_version,
        s.cutoff_secs,
        to_regclass(s.runs_table) = to_regclass(%s),
-       status_indexer.believable(),
+       status_indexer.is_valid(),
        exists (select
                  from status_indexer.queue q
                 where q.enqueued_at < clock_timestamp() - %s * interval '1 s'),

@@ -265,7 +265,7 @@ fn explanation() -> Value {
             "finished_at": { "type": "integer", "nullable": true, "description": "Milliseconds since the epoch" },
             "stored": { "type": "string", "description": "What the column says" },
             "agrees": { "type": "boolean" },
-            "believable": { "type": "boolean" },
+            "valid": { "type": "boolean" },
             "queued": { "type": "boolean" },
             "evidence": { "type": "object" },
             "cutoff_secs": { "type": "integer" },

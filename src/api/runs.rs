@@ -107,7 +107,7 @@ async fn page(
         .await
         .map_err(api_error)?;
     let with_status = listing.filter.statuses.is_some();
-    if with_status && !rows.first().is_some_and(believable) {
+    if with_status && !rows.first().is_some_and(valid) {
         return Err(ApiError::unavailable(
             "statuses cannot be told yet: the first pass over all runs is not complete",
         ));
@@ -128,7 +128,7 @@ async fn page(
     Ok(response)
 }
 
-fn believable(row: &Row) -> bool {
+fn valid(row: &Row) -> bool {
     row.try_get(0).unwrap_or(false)
 }
 
@@ -252,7 +252,7 @@ impl<'a> Runs<'a> {
         let first = usize::from(with_status);
         let mut placed = Vec::with_capacity(rows.len());
         for row in rows {
-            // A row of nulls tells that the column is believable and that no run passes.
+            // A row of nulls tells that the column is valid and that no run passes.
             let number: Option<i32> = row.try_get(first).map_err(unexpected)?;
             if let Some(number) = number {
                 let place = Cursor {

@@ -144,7 +144,7 @@ offset {OFFSET}",
         };
         format!(
             "-- api.runs_by_status
-select s.believable_since is not null as believable, p.*
+select s.valid_since is not null as valid, p.*
   from status_indexer.state s
   left join lateral (
 {page}

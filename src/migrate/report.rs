@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::steps::MIGRATIONS;
+use super::steps::{MIGRATIONS, Migration, indexes as index_steps};
 use super::tables::{TableNames, Tables};
 use crate::pg::{Connector, SessionProfile, quote_ident};
 
@@ -38,7 +38,8 @@ pub async fn status(connector: &Connector, names: &TableNames) -> anyhow::Result
         text.push_str("not installed: run `status-indexer migrate up`\n");
         return Ok((text, false));
     }
-    whole &= triggers(&client, &tables, &mut text).await?;
+    // Before all steps are applied, the function that reports on triggers may not exist.
+    whole = whole && triggers(&client, &mut text).await?;
     whole &= indexes(&client, &tables, &mut text).await?;
     if whole {
         state(&client, &mut text).await?;
@@ -70,37 +71,34 @@ select version, to_char(applied_at at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS\"Z
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-async fn triggers(client: &Client, tables: &Tables, text: &mut String) -> anyhow::Result<bool> {
+async fn triggers(client: &Client, text: &mut String) -> anyhow::Result<bool> {
     let rows = client
-        .query_typed(
+        .query(
             "-- migrate.triggers
-select tgrelid::regclass::text, tgname::text, tgenabled in ('O', 'A')
-  from pg_trigger
- where tgrelid in (to_regclass($1), to_regclass($2))
-   and tgname like 'status\\_indexer\\_%'
- order by 1, 2",
-            &[
-                (&tables.runs.quoted(), Type::TEXT),
-                (&tables.metadata.quoted(), Type::TEXT),
-            ],
+select to_regclass(table_name)::text, trigger_name, state
+  from status_indexer.triggers()",
+            &[],
         )
         .await?;
-    let mut whole = rows.len() == 5;
-    if !whole {
-        writeln!(text, "triggers    {} of 5 are there", rows.len())?;
-    }
+    let mut whole = true;
     for row in &rows {
-        let (table, name, enabled): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
-        let mark = if enabled { "enabled" } else { "DISABLED" };
+        let (table, name, state): (String, String, &str) = (row.get(0), row.get(1), row.get(2));
+        let mark = match state {
+            "enabled" => "enabled",
+            "disabled" => "DISABLED: enable it, then run `select status_indexer.invalidate()`",
+            "missing" => "MISSING: run `status-indexer migrate up`",
+            "replaced" => "REPLACED: run `status-indexer migrate up`",
+            _ => "FUNCTION REPLACED: run `status-indexer migrate down`, then `migrate up`",
+        };
         writeln!(text, "trigger     {name} on {table}: {mark}")?;
-        whole &= enabled;
+        whole &= state == "enabled";
     }
     Ok(whole)
 }
 
 async fn indexes(client: &Client, tables: &Tables, text: &mut String) -> anyhow::Result<bool> {
     let mut whole = true;
-    for name in ["status_indexer_listing", "status_indexer_running"] {
+    for name in index_steps().map(Migration::index) {
         let full = format!("{}.{name}", quote_ident(&tables.runs.schema));
         let valid = client
             .query_typed_opt(
@@ -124,7 +122,7 @@ async fn state(client: &Client, text: &mut String) -> anyhow::Result<()> {
     let row = client
         .query_one(
             "-- migrate.state
-select cutoff_secs, believable_since is not null, pass_compared, pass_corrected
+select cutoff_secs, valid_since is not null, scan_compared, scan_corrected
   from status_indexer.state",
             &[],
         )

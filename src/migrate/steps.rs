@@ -30,13 +30,74 @@ impl Migration {
             .expect("a file of an index names it")
     }
 
-    /// The triggers that a file of triggers makes.
-    pub(super) fn triggers(&self) -> Vec<&'static str> {
-        self.sql
-            .lines()
-            .filter_map(|line| line.strip_prefix("create trigger "))
-            .collect()
+    /// The triggers that a file creates.
+    pub(super) fn triggers(&self) -> impl Iterator<Item = Trigger> {
+        self.sql.split("\ncreate trigger ").skip(1).map(|rest| {
+            let (name, rest) = rest.split_once('\n').expect("a trigger has a name");
+            let table = [RUNS, METADATA]
+                .into_iter()
+                .find(|table| rest.contains(table))
+                .expect("a trigger is on one of the two tables");
+            let (_, rest) = rest
+                .split_once("execute function ")
+                .expect("a trigger executes a function");
+            let (function, _) = rest.split_once(';').expect("a statement ends");
+            Trigger {
+                name,
+                table,
+                function,
+            }
+        })
     }
+}
+
+/// The placeholder of the runs table.
+const RUNS: &str = "{{runs}}";
+
+/// The placeholder of the metadata table.
+const METADATA: &str = "{{metadata}}";
+
+/// A trigger, as its `create trigger` statement describes it.
+#[derive(Debug)]
+pub(super) struct Trigger {
+    /// Its name, unique on its table.
+    pub(super) name: &'static str,
+    /// The placeholder of its table.
+    table: &'static str,
+    /// The function that it executes, with its arguments' types.
+    function: &'static str,
+}
+
+impl Trigger {
+    /// Removes the trigger. Not in the files: it takes a lock that readers wait for, and creating
+    /// a trigger does not.
+    pub(super) fn drop_statement(&self) -> String {
+        format!("drop trigger if exists {} on {};\n", self.name, self.table)
+    }
+
+    /// One row of the list in `status_indexer.triggers()`.
+    fn catalog_row(&self) -> String {
+        let table = match self.table {
+            RUNS => "s.runs_table",
+            _ => "s.metadata_table",
+        };
+        format!("({table}, '{}', '{}')", self.name, self.function)
+    }
+}
+
+/// The list of all triggers that `status_indexer.triggers()` contains.
+pub(super) fn trigger_catalog() -> String {
+    let rows: Vec<String> = MIGRATIONS
+        .iter()
+        .flat_map(|step| step.triggers())
+        .map(|trigger| trigger.catalog_row())
+        .collect();
+    rows.join(",\n           ")
+}
+
+/// All indexes, by the files that create them.
+pub(super) fn indexes() -> impl Iterator<Item = &'static Migration> {
+    MIGRATIONS.iter().filter(|step| step.kind == Kind::Index)
 }
 
 macro_rules! migrations {
@@ -68,12 +129,9 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     14 Index "0014_running_index",
 ];
 
-/// The way down: what writers meet first, so that nothing fires into functions that are about to go.
-pub(super) const DOWN_TRIGGERS: &str = include_str!("../../migrations/down/1_triggers.sql");
-
 /// The column, where it is ours.
-pub(super) const DOWN_COLUMN: &str = include_str!("../../migrations/down/2_column.sql");
+pub(super) const DOWN_COLUMN: &str = include_str!("../../migrations/down/1_column.sql");
 
 /// All that is in the indexer's own schema. With the column in one transaction: until it is done,
 /// the schema's history tells what there is.
-pub(super) const DOWN_SCHEMA: &str = include_str!("../../migrations/down/3_schema.sql");
+pub(super) const DOWN_SCHEMA: &str = include_str!("../../migrations/down/2_schema.sql");

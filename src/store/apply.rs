@@ -20,7 +20,7 @@ select applied, skipped, changes, invalid, next_deadline, held_secs
 
 const FLUSH_PENDING_LIST: &str = "\
 -- apply.flush_pending_list
-select status_indexer.move_pending()";
+select status_indexer.flush_pending_list()";
 
 /// A status that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

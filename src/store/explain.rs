@@ -67,7 +67,6 @@ pub struct Explanation {
     /// Whether both are equal.
     pub agrees: bool,
     /// Whether the column is valid.
-    #[serde(rename = "believable")]
     pub valid: bool,
     /// Whether an event of the run is in the queue.
     pub queued: bool,

@@ -25,7 +25,7 @@ select last_flow_id, last_run_number, compared, completed, failed, at_secs, repl
 const KEY_AFTER: &str = "\
 -- runs.key_after
 select flow_id, run_number
-  from status_indexer.skip($1, $2, $3)";
+  from status_indexer.key_after($1, $2, $3)";
 
 /// What a scan for passed deadlines found.
 #[derive(Debug)]

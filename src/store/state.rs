@@ -12,79 +12,63 @@ pub const DEFINITION_VERSION: i32 = 1;
 
 const LOAD: &str = "\
 -- state.load
-select cutoff_secs, definition_version, generation, believable_since is not null as believable,
-       status_indexer.listening() as listening,
-       pass_flow_id, pass_run_number, pass_compared, pass_corrected, runs_table, metadata_table
+select cutoff_secs, definition_version, generation, valid_since is not null as valid,
+       status_indexer.triggers_enabled() as triggers_enabled,
+       scan_flow_id, scan_run_number, scan_compared, scan_corrected, runs_table, metadata_table
   from status_indexer.state";
 
-/// What a statement sets that invalidates the column: no scan that has begun can make it valid, and the
-/// next one begins at the first run.
-macro_rules! invalidated {
-    () => {
-        "generation = greatest(generation + 1, (extract(epoch from clock_timestamp()) * 1000000)::bigint),
-       believable_since = null,
-       pass_flow_id = null,
-       pass_run_number = null,
-       pass_started_at = null,
-       pass_compared = 0,
-       pass_corrected = 0"
-    };
-}
+/// Invalidates the column, within a transaction of a migration.
+pub(crate) const INVALIDATE: &str = "select status_indexer.invalidate();";
 
-/// For a transaction of a migration.
-pub(crate) const INVALIDATE: &str = concat!(
-    "update status_indexer.state
-   set ",
-    invalidated!(),
-    ";"
-);
-
-const ADOPT_CUTOFF: &str = concat!(
-    "\
+/// `invalidate()` is volatile: it sees, and updates once more, the row that this statement has just
+/// updated.
+const ADOPT_CUTOFF: &str = "\
 -- state.adopt_cutoff
-update status_indexer.state
-   set cutoff_secs = $1,
-       ",
-    invalidated!(),
-    "
- where cutoff_secs <> $1
-returning generation"
-);
+with adopted as (
+  update status_indexer.state
+     set cutoff_secs = $1
+   where cutoff_secs <> $1
+  returning singleton
+)
+select status_indexer.invalidate() as generation
+  from adopted";
 
 const CHECKPOINT: &str = "\
 -- state.checkpoint
 update status_indexer.state
-   set pass_flow_id = $2,
-       pass_run_number = $3,
-       pass_started_at = coalesce(pass_started_at, clock_timestamp()),
-       pass_compared = pass_compared + $4,
-       pass_corrected = pass_corrected + $5
+   set scan_flow_id = $2,
+       scan_run_number = $3,
+       scan_started_at = coalesce(scan_started_at, clock_timestamp()),
+       scan_compared = scan_compared + $4,
+       scan_corrected = scan_corrected + $5
  where generation = $1
-returning believable_since is not null as believable";
+returning valid_since is not null as valid";
 
 const COMPLETE_SCAN: &str = "\
 -- state.complete_scan
 update status_indexer.state
-   set believable_since = coalesce(believable_since, clock_timestamp()),
-       pass_flow_id = null,
-       pass_run_number = null,
-       pass_started_at = null,
-       pass_compared = 0,
-       pass_corrected = 0
+   set valid_since = coalesce(valid_since, clock_timestamp()),
+       scan_flow_id = null,
+       scan_run_number = null,
+       scan_started_at = null,
+       scan_compared = 0,
+       scan_corrected = 0
  where generation = $1
-   and (believable_since is not null or status_indexer.listening())
+   and (valid_since is not null or status_indexer.triggers_enabled())
 returning generation";
 
-const RESTART_BACKFILL: &str = concat!(
-    "\
+/// The row is locked first, so that the condition holds when it is invalidated.
+const RESTART_BACKFILL: &str = "\
 -- state.restart_backfill
-update status_indexer.state
-   set ",
-    invalidated!(),
-    "
- where generation = $1
-   and believable_since is null"
-);
+with current as materialized (
+  select singleton
+    from status_indexer.state
+   where generation = $1
+     and valid_since is null
+     for update
+)
+select status_indexer.invalidate() as generation
+  from current";
 
 /// The one row of `status_indexer.state`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,20 +104,20 @@ impl Store {
     pub async fn load_state(&self) -> Result<State, Error> {
         let row = self.db.query_one(LOAD, &[], SHORT).await?;
         let name = name_of(LOAD);
-        let flow_id: Option<String> = column(&row, name, "pass_flow_id")?;
-        let run_number: Option<i64> = column(&row, name, "pass_run_number")?;
+        let flow_id: Option<String> = column(&row, name, "scan_flow_id")?;
+        let run_number: Option<i64> = column(&row, name, "scan_run_number")?;
         Ok(State {
             cutoff_secs: column(&row, name, "cutoff_secs")?,
             definition_version: column(&row, name, "definition_version")?,
             generation: column(&row, name, "generation")?,
-            valid: column(&row, name, "believable")?,
-            triggers_enabled: column(&row, name, "listening")?,
+            valid: column(&row, name, "valid")?,
+            triggers_enabled: column(&row, name, "triggers_enabled")?,
             scan_position: flow_id.zip(run_number).map(|(flow_id, run_number)| RunKey {
                 flow_id,
                 run_number,
             }),
-            scan_compared: column(&row, name, "pass_compared")?,
-            scan_corrected: column(&row, name, "pass_corrected")?,
+            scan_compared: column(&row, name, "scan_compared")?,
+            scan_corrected: column(&row, name, "scan_corrected")?,
             runs_table: column(&row, name, "runs_table")?,
             metadata_table: column(&row, name, "metadata_table")?,
         })
@@ -171,7 +155,7 @@ impl Store {
         ];
         let rows = self.db.query(CHECKPOINT, &params, SHORT).await?;
         rows.first()
-            .map(|row| column(row, name_of(CHECKPOINT), "believable"))
+            .map(|row| column(row, name_of(CHECKPOINT), "valid"))
             .transpose()
     }
 

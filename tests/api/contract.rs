@@ -381,7 +381,7 @@ async fn only_get_is_served() {
 #[tokio::test]
 async fn a_status_filter_waits_for_the_column_to_be_believable() {
     let site = site().await;
-    site.sql("update status_indexer.state set believable_since = null")
+    site.sql("update status_indexer.state set valid_since = null")
         .await;
     for query in [
         "status=failed",

@@ -86,7 +86,7 @@ impl Site {
         install(&database).await;
         let client = database.client().await;
         client
-            .batch_execute("update status_indexer.state set believable_since = now()")
+            .batch_execute("update status_indexer.state set valid_since = now()")
             .await
             .expect("the schema is there");
         let table: String = client

@@ -1,30 +1,40 @@
--- Everything of the indexer's own. No cascade: what others have put in the schema stops it.
+-- The indexer's own objects. Without cascade: an object that somebody else created in the schema
+-- stops it.
 drop view if exists status_indexer.run_status;
+drop function if exists status_indexer.triggers_enabled();
+drop function if exists status_indexer.triggers();
+drop function if exists status_indexer.trigger_functions_hash();
 drop function if exists status_indexer.enqueue_evidence();
 drop function if exists status_indexer.enqueue_row();
 drop function if exists status_indexer.enqueue(text, bigint);
 drop function if exists status_indexer.enqueue_changed();
-drop function if exists status_indexer.wake();
-drop function if exists status_indexer.listening();
+drop function if exists status_indexer.notify_worker();
 drop function if exists status_indexer.explain(text, text);
-drop function if exists status_indexer.skip(text, bigint, integer);
+drop function if exists status_indexer.key_after(text, bigint, integer);
 drop function if exists status_indexer.compare(text, bigint, integer, boolean);
 drop function if exists status_indexer.due(double precision, boolean);
-drop function if exists status_indexer.move_pending();
+drop function if exists status_indexer.flush_pending_list();
 drop function if exists status_indexer.drain(bigint, integer, integer);
 drop function if exists status_indexer.apply(text[], bigint[], timestamptz[]);
-drop function if exists status_indexer.evidence_between(text, bigint, bigint);
+drop function if exists status_indexer.newest_attempt_ok_between(text, bigint, bigint);
 drop function if exists status_indexer.evidence(text, bigint);
-drop function if exists status_indexer.is_field(text, text);
-drop function if exists status_indexer.value_of(bigint);
+drop function if exists status_indexer.newest_attempt(text, bigint);
+drop function if exists status_indexer.newest_attempt_ok(text, bigint);
+drop function if exists status_indexer.ok_key(bigint, bigint, anyelement);
+drop function if exists status_indexer.costly_equals(text, text);
+drop function if exists status_indexer.evidence_text(bigint);
+drop function if exists status_indexer.deadline_distance(text, bigint, numeric, bigint);
+drop function if exists status_indexer.next_change(text, bigint, numeric, bigint);
 drop function if exists status_indexer.reason(boolean, bigint, bigint, bigint, numeric, bigint);
+drop function if exists status_indexer.in_range(bigint, numeric, bigint);
 drop function if exists status_indexer.status(text);
 drop function if exists status_indexer.read_boolean(anyelement);
 drop function if exists status_indexer.parse_boolean(text);
 drop function if exists status_indexer.clock();
 drop function if exists status_indexer.cutoff();
-drop function if exists status_indexer.believable();
-drop sequence if exists status_indexer.quiet_until;
+drop function if exists status_indexer.is_valid();
+drop function if exists status_indexer.invalidate();
+drop sequence if exists status_indexer.notify_suppressed_until;
 drop table if exists status_indexer.grants;
 drop table if exists status_indexer.state;
 drop table if exists status_indexer.timers;
@@ -32,7 +42,7 @@ drop table if exists status_indexer.queue;
 drop table if exists status_indexer.schema_history;
 do $$
 begin
-  -- A schema that an operator made is the operator's to drop.
+  -- A schema that an operator created is left for the operator to drop.
   if not {{schema_was_there}} then
     drop schema if exists status_indexer;
   end if;
