@@ -1,11 +1,11 @@
-//! How long to wait before trying again: exponential, with jitter, up to a ceiling.
+//! The wait before a retry: exponential, with jitter, up to a ceiling.
 
 use std::time::Duration;
 
 use rand::RngExt as _;
 
 /// Doubles from `first` to `ceiling`; every wait is drawn from the upper half of its step, so that
-/// daemons that lost the same server do not come back in step.
+/// daemons that lost the same server do not reconnect at the same time.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -14,7 +14,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A back-off that has not failed yet.
+    /// A back-off without a failure.
     #[must_use]
     pub fn new(first: Duration, ceiling: Duration) -> Self {
         Self {
@@ -34,7 +34,7 @@ impl Backoff {
         step.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// True before the first failure: the one worth a log line of its own.
+    /// True before the first failure, which is the one to log.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.failures == 0

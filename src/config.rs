@@ -19,10 +19,10 @@ pub use database::DatabaseArgs;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Tables")]
 pub struct TableArgs {
-    /// Schema of the tables, where the role's search path does not find them
+    /// Schema of the tables, if the role's search path does not find them
     #[arg(long, env = "DB_SCHEMA_NAME", value_name = "SCHEMA", global = true)]
     pub db_schema: Option<String>,
-    /// Table of runs; folds to lower case unless quoted, may carry a schema
+    /// Table of runs; folds to lower case unless quoted, may include a schema
     #[arg(
         long,
         env = "DB_TABLE_NAME_RUNS",
@@ -30,7 +30,7 @@ pub struct TableArgs {
         global = true
     )]
     pub table_runs: String,
-    /// Table of metadata; folds to lower case unless quoted, may carry a schema
+    /// Table of metadata; folds to lower case unless quoted, may include a schema
     #[arg(
         long,
         env = "DB_TABLE_NAME_METADATA",
@@ -44,7 +44,7 @@ pub struct TableArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Definition")]
 pub struct DefinitionArgs {
-    /// Seconds after which a heartbeat is stale; must equal the metadata service's
+    /// Seconds after which a heartbeat is stale; must equal the metadata service's value
     #[arg(long, env = "RUN_INACTIVE_CUTOFF_TIME", default_value_t = 360, value_name = "SECONDS",
           value_parser = clap::value_parser!(i64).range(1..=315_360_000), global = true)]
     pub cutoff: i64,
@@ -62,7 +62,7 @@ impl TableArgs {
     }
 }
 
-/// An empty value is none: charts and shells set empty ones.
+/// An empty value counts as unset: charts and shells set empty ones.
 fn given(value: Option<&String>) -> Option<&String> {
     value.filter(|text| !text.is_empty())
 }

@@ -1,7 +1,8 @@
 //! Every metric, in one struct and one registry.
 //!
-//! The help text is what an operator reads in Prometheus. Labels are bounded; the ids of flows and
-//! runs go to the log.
+//! The doc comment of a metric is its help text and its documentation. Labels are bounded, and every
+//! combination that is known beforehand is exported from the start, so that `increase()` sees the first
+//! event too; ids of flows and runs go to the log.
 
 mod lags;
 
@@ -11,9 +12,10 @@ use prometheus::{
     IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
+use crate::status::{Reason, Status};
 pub use lags::Lags;
 
-/// Upper bounds in seconds for what should take milliseconds: 0.5 ms to 60 s.
+/// Upper bounds in seconds for durations that should be milliseconds: 0.5 ms to 60 s.
 const LAG_BUCKETS: [f64; 16] = [
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
     15.0, 60.0,
@@ -42,11 +44,12 @@ macro_rules! metrics {
                         .expect("names of fields are distinct");
                     metric
                 };)+
-                Self { registry, $($field),+ }
+                let metrics = Self { registry, $($field),+ };
+                metrics.export_known_labels();
+                metrics
             }
 
-            /// What there is, in the order of the declarations; the registry shows a metric with
-            /// labels only once it has a value.
+            /// All metrics, in the order of their declaration.
             #[must_use]
             pub fn declared(&self) -> Vec<Declared> {
                 let kinds = [$((self.$field.desc(), stringify!($kind))),+];
@@ -69,61 +72,62 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Always 1; the labels tell what runs.
+    /// Always 1; the label is the version of the binary.
     build_info: GaugeVec("version"),
     /// 1 while the database answers.
     up: IntGauge,
-    /// 1 while this daemon does the work.
+    /// 1 while this daemon is the leader.
     leader: IntGauge,
-    /// 1 while the column is valid: a scan over all runs is complete, with all triggers enabled.
+    /// 1 while the column is valid: a scan of all runs is complete, with all triggers enabled.
     valid: IntGauge,
-    /// 1 while the LISTEN session is up; always 0 behind a transaction pooler.
+    /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler.
     listener_connected: IntGauge,
-    /// LISTEN sessions lost and opened again.
+    /// LISTEN connections lost and reopened.
     listener_reconnects_total: IntCounter,
-    /// Wake-up calls received from writers.
+    /// Notifications received from writers.
     notifications_total: IntCounter,
-    /// How full the server's notification queue is, 0 to 1.
+    /// Usage of the server's notification queue, 0 to 1.
     notify_queue_usage_ratio: Gauge,
-    /// Events waiting in the queue; counted up to 10000.
+    /// Events in the queue; counted up to 10000.
     queue_depth: IntGauge,
-    /// Age of the oldest waiting event, in seconds.
+    /// Age of the oldest event in the queue, in seconds.
     queue_oldest_age_seconds: Gauge,
     /// Events taken from the queue.
     events_total: IntCounter,
     /// Statuses written.
     transitions_total: IntCounterVec("from", "to", "reason"),
-    /// From an event's writing to its status being committed, in seconds.
+    /// Time from writing an event to committing its status, in seconds.
     event_lag_seconds: Histogram[LAG_BUCKETS],
-    /// From a deadline to the status being committed, in seconds.
+    /// Time from a deadline to committing the status, in seconds.
     sweep_lag_seconds: Histogram[LAG_BUCKETS],
-    /// Duration of one look for passed deadlines, in seconds.
+    /// Duration of one scan for passed deadlines, in seconds.
     sweep_duration_seconds: Histogram[LAG_BUCKETS],
-    /// Runs by stored status; running as of the last sweep, the others as of the last pass.
+    /// Runs by stored status; running as of the last sweep, the others as of the last
+    /// reconciliation pass.
     runs: GaugeVec("status"),
-    /// Runs compared with the definition by passes over all runs.
+    /// Runs compared with the definition by scans of all runs.
     reconciled_total: IntCounter,
-    /// Runs whose stored status was wrong without an event or a deadline to explain it.
+    /// Runs whose stored status differed with no pending event or deadline to explain it.
     drift_total: CounterVec("cause"),
-    /// When the last pass over all runs was completed, seconds since the epoch.
+    /// Completion time of the last scan of all runs, in seconds since the epoch.
     reconcile_last_pass_timestamp_seconds: Gauge,
-    /// Looks at a run whose newest attempt_ok is no boolean; it counts as no evidence.
+    /// Evaluations of runs whose latest attempt_ok is not a valid boolean (treated as missing).
     invalid_evidence_total: IntCounter,
-    /// Times a table's lock could not be had in time.
+    /// Calls that did not get a table lock in time.
     lock_timeouts_total: IntCounter,
-    /// Runs put back into the queue because somebody else held their row.
+    /// Runs returned to the queue because another transaction held their row.
     rows_locked_total: IntCounter,
-    /// Failed calls into the database; sqlstate is `none` where the server did not answer.
+    /// Failed database calls; sqlstate is `none` if the server did not answer.
     db_errors_total: IntCounterVec("sqlstate"),
     /// Connections of the pool, by state: idle or used.
     pool_connections: GaugeVec("state"),
-    /// Requests answered.
+    /// Requests to the read API.
     http_requests_total: IntCounterVec("route", "code"),
-    /// From a request to the head of its answer, in seconds.
+    /// Time from a request to the head of its response, in seconds.
     http_request_duration_seconds: HistogramVec("route")[LAG_BUCKETS],
 }
 
-/// A metric as it is declared: what documentation is held against.
+/// A metric as declared; tests compare the documentation with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declared {
     /// With the prefix.
@@ -157,7 +161,51 @@ impl Default for Metrics {
     }
 }
 
+/// Causes of drift.
+const CAUSES: [&str; 2] = ["evidence", "time"];
+
+/// The codes of `db_errors_total` that are exported from the start: those that operations know.
+/// `none` is a server that did not answer.
+const SQLSTATES: [&str; 14] = [
+    "none", "25006", "28000", "28P01", "40001", "40P01", "42501", "42P01", "53200", "53300",
+    "55P03", "57014", "57P01", "57P03",
+];
+
+/// Routes of the read API; `other` is a path that is not a route.
+const ROUTES: [&str; 4] = ["runs", "run_status", "openapi", "other"];
+
+/// HTTP codes that are exported from the start for each route.
+const CODES: [&str; 3] = ["200", "400", "503"];
+
 impl Metrics {
+    /// Exports the combinations of labels that are known beforehand as 0. A counter that appears with
+    /// the value 1 has no increase, so an alert would miss the first event.
+    fn export_known_labels(&self) {
+        for cause in CAUSES {
+            self.drift_total.with_label_values(&[cause]);
+        }
+        for sqlstate in SQLSTATES {
+            self.db_errors_total.with_label_values(&[sqlstate]);
+        }
+        for reason in Reason::ALL {
+            let to = reason.status();
+            for from in Status::ALL.into_iter().filter(|from| *from != to) {
+                let labels = [from.as_str(), to.as_str(), reason.as_str()];
+                self.transitions_total.with_label_values(&labels);
+            }
+        }
+        for state in ["idle", "used"] {
+            self.pool_connections.with_label_values(&[state]);
+        }
+        for route in ROUTES {
+            self.http_request_duration_seconds
+                .with_label_values(&[route]);
+            for code in CODES {
+                self.http_requests_total.with_label_values(&[route, code]);
+            }
+        }
+    }
+
     /// Adds the process's own metrics (memory, CPU, descriptors), where the platform has them.
     pub fn watch_process(&self) {
         #[cfg(target_os = "linux")]
@@ -185,12 +233,12 @@ impl Metrics {
             .collect()
     }
 
-    /// Runs found adrift so far, whatever the cause.
+    /// Runs with drift so far, whatever the cause.
     #[must_use]
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "a counter of whole things"
+        reason = "the counter holds whole numbers"
     )]
     pub fn counted_drift(&self) -> u64 {
         let families = self.drift_total.collect();
@@ -200,7 +248,8 @@ impl Metrics {
             .sum()
     }
 
-    /// Statuses written so far, most frequent first: from, to, reason and number.
+    /// Statuses written so far, most frequent first, without those that were never written: from, to,
+    /// reason and number.
     #[must_use]
     pub fn counted_transitions(&self) -> Vec<([String; 3], u64)> {
         let mut counted: Vec<_> = self
@@ -219,12 +268,13 @@ impl Metrics {
                 #[expect(
                     clippy::cast_possible_truncation,
                     clippy::cast_sign_loss,
-                    reason = "a counter of whole things"
+                    reason = "the counter holds whole numbers"
                 )]
                 let count = metric.get_counter().get_value() as u64;
                 ([label("from"), label("to"), label("reason")], count)
             })
             .collect();
+        counted.retain(|(_, count)| *count > 0);
         counted.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         counted
     }

@@ -1,7 +1,7 @@
-//! The domain's words: a run's key, its status, and the rule that decided it.
+//! The vocabulary: the key of a run, its status, and the rule that decided it.
 //!
-//! Owns no decision. Statuses are decided in SQL (`migrations/0005_definition.sql`); these types
-//! carry the outcome to logs, metrics and answers.
+//! Decides nothing: statuses are computed in SQL (`migrations/0005_definition.sql`), and these types
+//! carry the result to logs, metrics and answers.
 
 use std::fmt;
 
@@ -22,11 +22,11 @@ impl fmt::Display for RunKey {
     }
 }
 
-/// What a run is, as Metaflow's metadata service names it.
+/// The status of a run, as Metaflow's metadata service names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It beats, or its end step is being retried.
+    /// It sends heartbeats, or its end step is being retried.
     Running,
     /// Its end step succeeded.
     Completed,
@@ -35,7 +35,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// Every status, in the order in which they are listed to people.
+    /// Every status, in the order in which they are listed.
     pub const ALL: [Self; 3] = [Self::Running, Self::Completed, Self::Failed];
 
     /// The text stored in the column.
@@ -67,13 +67,33 @@ pub enum Reason {
     EndFailed,
     /// The last heartbeat is within the cutoff of the clock, on either side.
     Heartbeat,
-    /// The last heartbeat is further from the clock than the cutoff.
+    /// The last heartbeat is farther from the clock than the cutoff.
     HeartbeatLost,
-    /// The run never had a heartbeat.
+    /// The run never sent a heartbeat.
     NoHeartbeat,
 }
 
 impl Reason {
+    /// Every reason, in the order of the rules.
+    pub const ALL: [Self; 6] = [
+        Self::Retrying,
+        Self::EndSucceeded,
+        Self::EndFailed,
+        Self::Heartbeat,
+        Self::HeartbeatLost,
+        Self::NoHeartbeat,
+    ];
+
+    /// The status that goes with the reason, as `status_indexer.status(reason)` in SQL.
+    #[must_use]
+    pub fn status(self) -> Status {
+        match self {
+            Self::Retrying | Self::Heartbeat => Status::Running,
+            Self::EndSucceeded => Status::Completed,
+            Self::EndFailed | Self::HeartbeatLost | Self::NoHeartbeat => Status::Failed,
+        }
+    }
+
     /// The rule's name in SQL, logs and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -6,32 +6,38 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::prelude::*;
 
-/// How logs are written.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// Text if standard error is a terminal, else JSON.
     Auto,
-    /// For people.
+    /// Text, with colours on a terminal.
     Text,
-    /// One object a line.
+    /// One JSON object a line.
     Json,
 }
 
-/// Starts logging; call once.
+/// Starts logging to standard error; call once.
 ///
 /// # Errors
-/// If the filter cannot be read.
+/// If the filter cannot be parsed.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let filter = read(filter)?;
+    let filter = parse(filter)?;
+    let terminal = std::io::stderr().is_terminal();
     let text = match format {
         LogFormat::Text => true,
         LogFormat::Json => false,
-        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Auto => terminal,
     };
     let registry = tracing_subscriber::registry().with(filter);
     if text {
         registry
-            .with(fmt::layer().with_writer(std::io::stderr).with_target(false))
+            .with(
+                fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_ansi(terminal)
+                    .with_target(false),
+            )
             .init();
     } else {
         registry
@@ -48,10 +54,10 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts logging to somebody who takes each event as one JSON object; call once.
+/// Starts logging to a writer that receives each event as one JSON object; call once.
 ///
 /// # Errors
-/// If the filter cannot be read.
+/// If the filter cannot be parsed.
 pub fn start_into<W>(writer: W, filter: &str) -> anyhow::Result<()>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -63,14 +69,14 @@ where
         .with_span_list(false)
         .with_writer(writer);
     tracing_subscriber::registry()
-        .with(read(filter)?)
+        .with(parse(filter)?)
         .with(layer)
         .init();
     Ok(())
 }
 
-fn read(filter: &str) -> anyhow::Result<EnvFilter> {
+fn parse(filter: &str) -> anyhow::Result<EnvFilter> {
     EnvFilter::builder()
         .parse(filter)
-        .map_err(|error| anyhow::anyhow!("the log filter {filter:?} cannot be read: {error}"))
+        .map_err(|error| anyhow::anyhow!("cannot parse the log filter {filter:?}: {error}"))
 }

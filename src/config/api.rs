@@ -10,7 +10,7 @@ use clap::Args;
 use super::{defaults, given};
 use crate::api::Limits;
 
-/// The read API, and where it reads.
+/// The read API, and the host it reads from.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Read API")]
 pub struct ApiArgs {
@@ -22,11 +22,11 @@ pub struct ApiArgs {
         value_name = "ADDR"
     )]
     pub http_listen: SocketAddr,
-    /// What every path of the read API begins with
+    /// Prefix of every path of the read API
     #[arg(long, env = "PATH_PREFIX", default_value = "", hide_default_value = true, value_parser = path_prefix)]
     pub path_prefix: String,
-    /// Version of the metadata service to report with each answer; whether a client filters and pages
-    /// goes by the service's own /ping
+    /// Metadata service version to report in each response; clients decide by the /ping of the
+    /// service itself whether to filter and page
     #[arg(
         long,
         env = "STATUS_INDEXER_SERVICE_VERSION",
@@ -34,17 +34,17 @@ pub struct ApiArgs {
         value_name = "VERSION"
     )]
     pub service_version: HeaderValue,
-    /// Host to read from, in place of the database's own; all else stays the same
+    /// Host for the connections of the read API; all other connection settings stay the same
     #[arg(long, env = "MF_METADATA_DB_READ_REPLICA_HOST", value_name = "HOST")]
     pub read_replica_host: Option<String>,
-    /// Whether the replica is read from: true or false [default: true where there is one]
+    /// Whether the read API uses the replica, true or false [default: true if there is one]
     #[arg(long, env = "USE_SEPARATE_READER_POOL", value_name = "BOOL")]
     pub use_separate_reader_pool: Option<String>,
-    /// Connections that read at once; the indexer's own are not among them
+    /// Maximum connections of the read API, in addition to those of the daemon
     #[arg(long, env = "STATUS_INDEXER_READER_POOL_MAX", default_value_t = 8, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub reader_pool_max: u16,
-    /// Requests that wait for a connection; the next one is answered 503
+    /// Maximum requests that wait for a connection; further requests get a 503
     #[arg(
         long,
         env = "STATUS_INDEXER_READER_QUEUE_LIMIT",
@@ -52,23 +52,23 @@ pub struct ApiArgs {
         value_name = "N"
     )]
     pub reader_queue_limit: u16,
-    /// Seconds that a read may take on the server
+    /// Maximum seconds for a read on the server
     #[arg(long, env = "STATUS_INDEXER_READER_STATEMENT_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=600))]
     pub reader_statement_timeout: u64,
 }
 
 impl ApiArgs {
-    /// What the API runs with when it is told nothing, whatever the environment holds.
+    /// The defaults, whatever the environment contains.
     #[must_use]
     pub fn defaults() -> Self {
         defaults()
     }
 
-    /// The host to read from, where it is another one.
+    /// The replica to read from, if there is one and it is to be used.
     ///
     /// # Errors
-    /// If it cannot be told whether to.
+    /// If `USE_SEPARATE_READER_POOL` is not a boolean.
     pub fn replica(&self) -> anyhow::Result<Option<&str>> {
         let host = given(self.read_replica_host.as_ref()).map(String::as_str);
         match given(self.use_separate_reader_pool.as_ref()).map(|text| text.to_lowercase()) {
@@ -79,7 +79,7 @@ impl ApiArgs {
         }
     }
 
-    /// How much is read at once.
+    /// The limits of the reader.
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
@@ -90,7 +90,7 @@ impl ApiArgs {
     }
 }
 
-/// With a `/` at its beginning and none at its end; none at all is empty.
+/// Normalizes to a leading `/` and no trailing one; an empty prefix stays empty.
 fn path_prefix(text: &str) -> Result<String, String> {
     let name = text.trim_matches('/');
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);

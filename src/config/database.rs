@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::given;
 use crate::pg::{CONNECT_TIMEOUT, Connector, TlsParams, split_tls};
 
-/// How to reach the database. A connection string wins over the parts.
+/// How to connect to the database. A connection string takes precedence over the parts.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Database")]
 pub struct DatabaseArgs {
@@ -22,7 +22,7 @@ pub struct DatabaseArgs {
         global = true
     )]
     pub database_url: Option<SecretString>,
-    /// The same, as the metadata service calls it
+    /// Connection string, under the name that the metadata service uses
     #[arg(
         long,
         env = "MF_METADATA_DB_DSN",
@@ -40,7 +40,8 @@ pub struct DatabaseArgs {
     /// Role [default: postgres]
     #[arg(long, env = "MF_METADATA_DB_USER", global = true)]
     pub db_user: Option<String>,
-    /// Password; better given by the variable than on the command line [default: postgres]
+    /// Password; prefer the variable, because other users can read a command line [default:
+    /// postgres]
     #[arg(
         long,
         env = "MF_METADATA_DB_PSWD",
@@ -51,11 +52,11 @@ pub struct DatabaseArgs {
     /// Database [default: postgres]
     #[arg(long, env = "MF_METADATA_DB_NAME", global = true)]
     pub db_name: Option<String>,
-    /// allow, prefer, require, verify-ca or verify-full; as in the metadata service, anything else
-    /// means TLS if the server offers it
+    /// allow, prefer, require, verify-ca or verify-full; as in the metadata service, any other
+    /// value means TLS if the server offers it
     #[arg(long, env = "MF_METADATA_DB_SSL_MODE", global = true)]
     pub db_ssl_mode: Option<String>,
-    /// The client's certificate, a PEM file
+    /// Client certificate, a PEM file
     #[arg(
         long,
         env = "MF_METADATA_DB_SSL_CERT_PATH",
@@ -63,7 +64,7 @@ pub struct DatabaseArgs {
         global = true
     )]
     pub db_ssl_cert_path: Option<String>,
-    /// The client's key, a PEM file
+    /// Client key, a PEM file
     #[arg(
         long,
         env = "MF_METADATA_DB_SSL_KEY_PATH",
@@ -71,7 +72,7 @@ pub struct DatabaseArgs {
         global = true
     )]
     pub db_ssl_key_path: Option<String>,
-    /// Certificates to trust, a PEM file; without one, the system's
+    /// Trusted certificates, a PEM file; without one, those of the system
     #[arg(
         long,
         env = "MF_METADATA_DB_SSL_ROOT_CERT_PATH",
@@ -79,7 +80,7 @@ pub struct DatabaseArgs {
         global = true
     )]
     pub db_ssl_root_cert_path: Option<String>,
-    /// Seconds that a connection attempt may take [default: 10]
+    /// Maximum seconds for a connection attempt [default: 10]
     #[arg(
         long,
         env = "MF_METADATA_DB_TIMEOUT",
@@ -90,7 +91,7 @@ pub struct DatabaseArgs {
 }
 
 impl DatabaseArgs {
-    /// Reads the parameters.
+    /// A connector for these parameters.
     ///
     /// # Errors
     /// If they are malformed or contradict each other; the message says which, and no secret.
@@ -98,7 +99,7 @@ impl DatabaseArgs {
         self.connector_to(None)
     }
 
-    /// The same, with another host where one is given: a connection string's too.
+    /// The same, with another host where one is given, also in a connection string.
     ///
     /// # Errors
     /// As [`Self::connector`].
@@ -139,8 +140,8 @@ impl DatabaseArgs {
         }
     }
 
-    /// Each part goes to the driver as it is: a password may hold any character, so no connection
-    /// string is built from parts.
+    /// Each part is passed to the driver unchanged: a password may contain any character, so no
+    /// connection string is built from parts.
     fn parts(&self) -> anyhow::Result<(tokio_postgres::Config, TlsParams)> {
         let part = |value: Option<&String>, default: &str| {
             given(value).map_or_else(|| default.to_owned(), Clone::clone)
@@ -159,8 +160,8 @@ impl DatabaseArgs {
                     .as_ref()
                     .map_or("postgres", |secret| secret.expose_secret()),
             );
-        // The metadata service passes on these modes alone; with any other it drops the
-        // certificates too, and the client library's default, `prefer`, applies.
+        // The metadata service passes only these modes to its driver; with any other it ignores the
+        // certificates too, and the default of its driver, `prefer`, applies.
         let known = ["allow", "prefer", "require", "verify-ca", "verify-full"];
         let mode = given(self.db_ssl_mode.as_ref()).filter(|mode| known.contains(&mode.as_str()));
         let path = |value: Option<&String>| mode.and(given(value)).cloned();
@@ -174,8 +175,7 @@ impl DatabaseArgs {
     }
 }
 
-/// The same parameters for another host. Which of several hosts to take, and in what state, was
-/// meant for the others.
+/// The same parameters for another host. Settings that choose among several hosts do not apply to it.
 fn moved(config: &tokio_postgres::Config, host: &str) -> tokio_postgres::Config {
     let mut moved = tokio_postgres::Config::new();
     moved
@@ -209,9 +209,9 @@ fn moved(config: &tokio_postgres::Config, host: &str) -> tokio_postgres::Config 
 
 fn from_dsn(dsn: &str) -> anyhow::Result<(tokio_postgres::Config, TlsParams)> {
     let (rest, tls) = split_tls(dsn)?;
-    // The driver's message may quote a part of the string, so it is not passed on.
+    // The driver's message may quote a part of the string, which may be secret.
     let mut config: tokio_postgres::Config = rest.parse().map_err(|_| {
-        anyhow::anyhow!("the connection string is malformed, or has a parameter that is not known")
+        anyhow::anyhow!("the connection string is malformed, or has an unknown parameter")
     })?;
     if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
         config.host("localhost");

@@ -1,14 +1,14 @@
-//! Reads a histogram back: its quantiles, for people who have no Prometheus at hand.
+//! Quantiles of a histogram, for readers without a Prometheus.
 //!
-//! Owns the arithmetic that Prometheus's `histogram_quantile` does: linear within a bucket, so an
-//! answer is as exact as the buckets are narrow. Called by the status page and the demo's view.
+//! Computes what Prometheus's `histogram_quantile` computes: linear within a bucket, so the result is
+//! as exact as the buckets are narrow. Called by the status page and by the demo.
 
 use std::time::Duration;
 
 use prometheus::Histogram;
 use prometheus::core::Metric as _;
 
-/// How often each bucket was hit, at one moment or between two.
+/// Counts of each bucket, at one moment or between two.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lags {
     /// Upper bound in seconds, and the observations at or below it.
@@ -17,7 +17,7 @@ pub struct Lags {
 }
 
 impl Lags {
-    /// What a histogram of seconds has counted so far.
+    /// The counts of a histogram of seconds so far.
     #[must_use]
     pub fn of(histogram: &Histogram) -> Self {
         let metric = histogram.metric();
@@ -32,7 +32,7 @@ impl Lags {
         }
     }
 
-    /// What was counted since `earlier`, a reading of the same histogram.
+    /// The counts since `earlier`, a reading of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let buckets = self.buckets.iter().enumerate().map(|(i, (bound, count))| {
@@ -45,7 +45,7 @@ impl Lags {
         }
     }
 
-    /// How many observations there are.
+    /// The number of observations.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count

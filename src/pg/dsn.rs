@@ -1,14 +1,14 @@
-//! Reads a connection string of libpq: takes the TLS parameters, which the driver does not know,
-//! out of it, and leaves the rest to the driver.
+//! Parses a connection string of libpq: removes the TLS parameters, which the driver does not know, and
+//! leaves the rest to the driver.
 
 use super::tls::TlsParams;
 
-/// A connection string that cannot be read. Its text is never in the message: it holds a password.
+/// A malformed connection string. Its text is never in the message, because it may contain a password.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the connection string cannot be read: {0}")]
+#[error("the connection string is malformed: {0}")]
 pub struct DsnError(&'static str);
 
-/// Parameters of libpq that make no difference here.
+/// Parameters of libpq that have no effect here.
 const IGNORED: [&str; 12] = [
     "gssencmode",
     "krbsrvname",
@@ -24,8 +24,8 @@ const IGNORED: [&str; 12] = [
     "fallback_application_name",
 ];
 
-/// Splits a connection string, a URI or `key=value` pairs, into one that the driver reads and the
-/// parameters of TLS.
+/// Splits a connection string, a URI or `key=value` pairs, into one for the driver and the TLS
+/// parameters.
 ///
 /// # Errors
 /// If a quote is not closed, a pair has no `=`, or a percent escape is malformed.
@@ -62,7 +62,7 @@ pub fn split_tls(dsn: &str) -> Result<(String, TlsParams), DsnError> {
     Ok((kept.trim_end().to_owned(), tls))
 }
 
-/// Keeps a parameter that is ours or nobody's; false where the driver should see it.
+/// Takes a parameter that is not for the driver; false if the driver should get it.
 fn take(tls: &mut TlsParams, key: &str, value: &str) -> bool {
     let slot = match key {
         "sslmode" => &mut tls.mode,
@@ -92,7 +92,7 @@ fn percent_decode(text: &str) -> Result<String, DsnError> {
 }
 
 /// The pairs of a `key=value` string, by the rules of libpq: values may be quoted with `'`, and a
-/// backslash takes the next character as it is.
+/// backslash escapes the next character.
 fn pairs(text: &str) -> Result<Vec<(String, String)>, DsnError> {
     let mut found = Vec::new();
     let mut chars = text.chars().peekable();

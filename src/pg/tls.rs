@@ -1,8 +1,7 @@
 //! TLS to the server, by the modes of libpq.
 //!
-//! `disable`, `allow`, `prefer` and `require` take any certificate (`require` with a root
-//! certificate means `verify-ca`, as in libpq); `verify-ca` checks the chain; `verify-full` also
-//! the name.
+//! `allow`, `prefer` and `require` accept any certificate (`require` with a root certificate means
+//! `verify-ca`, as in libpq); `verify-ca` verifies the chain; `verify-full` also the host name.
 
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use rustls::{
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// The parameters of TLS as given, under the names of libpq.
+/// The TLS parameters as given, under the names of libpq.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsParams {
     /// `sslmode`.
@@ -30,7 +29,7 @@ pub struct TlsParams {
     pub root_cert_path: Option<String>,
 }
 
-/// How far the server must prove who it is.
+/// How the server must authenticate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsMode {
     /// No TLS.
@@ -39,9 +38,9 @@ pub enum TlsMode {
     Prefer,
     /// TLS, any certificate.
     Require,
-    /// TLS, a certificate of a trusted authority.
+    /// TLS with a certificate of a trusted authority.
     VerifyCa,
-    /// TLS, a certificate of a trusted authority for this host.
+    /// TLS with a certificate of a trusted authority for this host.
     VerifyFull,
 }
 
@@ -49,36 +48,36 @@ pub enum TlsMode {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// Not a mode of libpq.
+    /// An unknown mode.
     #[error("unknown sslmode {0:?}: use disable, allow, prefer, require, verify-ca or verify-full")]
     Mode(String),
-    /// A file could not be read as PEM.
+    /// A file cannot be read as PEM.
     #[error("cannot read {what} from {path}")]
     File {
-        /// What the file should hold.
+        /// What the file should contain.
         what: &'static str,
-        /// Where it is.
+        /// The path.
         path: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: rustls::pki_types::pem::Error,
     },
-    /// A client's certificate without its key, or the other way round.
+    /// A client certificate without its key, or a key without its certificate.
     #[error("a client certificate needs both sslcert and sslkey")]
     Pair,
-    /// What was read does not make a configuration.
-    #[error("the TLS parameters do not fit together")]
+    /// The files do not form a valid configuration.
+    #[error("the TLS parameters are not consistent")]
     Rustls(#[from] rustls::Error),
-    /// The trusted certificates do not make a verifier.
+    /// The trusted certificates do not form a valid verifier.
     #[error("no usable trusted certificate: give one with sslrootcert")]
     Roots(#[from] rustls::client::VerifierBuilderError),
 }
 
 impl TlsParams {
-    /// The mode that the parameters ask for.
+    /// The mode.
     ///
     /// # Errors
-    /// If `sslmode` is none of libpq's.
+    /// If `sslmode` is not one of libpq's modes.
     pub fn mode(&self) -> Result<TlsMode, TlsError> {
         match self.mode.as_deref() {
             Some("disable") => Ok(TlsMode::Disable),
@@ -91,7 +90,7 @@ impl TlsParams {
         }
     }
 
-    /// The driver's mode and connector.
+    /// The mode and the connector for the driver.
     ///
     /// # Errors
     /// If the mode is unknown or a file cannot be used.
@@ -107,14 +106,12 @@ impl TlsParams {
             (Some(cert), Some(key)) => {
                 let key_der =
                     PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::File {
-                        what: "the client's key",
+                        what: "the client key",
                         path: key.clone(),
                         source,
                     })?;
-                builder.with_client_auth_cert(
-                    certificates("the client's certificate", cert)?,
-                    key_der,
-                )?
+                builder
+                    .with_client_auth_cert(certificates("the client certificate", cert)?, key_der)?
             }
             (None, None) => builder.with_no_client_auth(),
             _ => return Err(TlsError::Pair),
@@ -169,8 +166,8 @@ fn certificates(what: &'static str, path: &str) -> Result<Vec<CertificateDer<'st
         })
 }
 
-/// Takes a certificate for another host (with `inner`), or any (without). Signatures are always
-/// checked, so that the peer has at least the key of what it shows.
+/// Accepts a certificate for another host (with `inner`), or any certificate (without). Signatures are
+/// always verified, so the peer has at least the key of its certificate.
 #[derive(Debug)]
 struct Lenient {
     inner: Option<Arc<WebPkiServerVerifier>>,
