@@ -47,16 +47,13 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Starts logging as the command does it; call once.
+    /// Starts logging; call once.
     ///
     /// # Errors
     /// If the filter cannot be read.
     pub fn start_logs(&self) -> anyhow::Result<()> {
         let filter = self.log.as_deref().filter(|filter| !filter.is_empty());
-        match self.command {
-            Command::Demo(_) => crate::demo::start_logs(self.log_format, filter),
-            _ => telemetry::start(self.log_format, filter.unwrap_or("info")),
-        }
+        telemetry::start(self.log_format, filter.unwrap_or("info"))
     }
 }
 
@@ -100,8 +97,6 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Say why a run has its status: the evidence, the rule, and when it can change
     Explain(ExplainArgs),
-    /// See it work: a private PostgreSQL, simulated traffic, and the daemon on it
-    Demo(crate::demo::DemoArgs),
 }
 
 /// What every command that meets a database takes.
@@ -230,7 +225,6 @@ pub async fn execute(command: Command, stop: CancellationToken) -> Result<u8, Fa
         }
         Command::Verify(args) => Box::pin(prove(args, &stop)).await,
         Command::Explain(args) => Box::pin(tell(args)).await,
-        Command::Demo(args) => Ok(Box::pin(crate::demo::run(args, stop)).await?),
     }
 }
 

@@ -14,7 +14,7 @@
 //!
 //! Readers ask the [`api`]. The [`daemon`] runs these stages; [`migrate`] installs what they need;
 //! [`backfill`] makes the first walk at full speed and [`verify`] one that changes nothing;
-//! [`explain`] tells why one run has its status; [`demo`] shows all of it on a database of its own.
+//! [`explain`] tells why one run has its status.
 //! Beneath them lie [`pg`] (the way to the database), [`error`], [`backoff`] and [`status`].
 
 pub mod status;
@@ -43,7 +43,6 @@ pub mod migrate;
 pub mod verify;
 
 pub mod daemon;
-pub mod demo;
 
 pub mod cli;
 pub mod config;
