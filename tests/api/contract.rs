@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use super::site::{Answer, Site};
+use super::server::{Answer, Site};
 
 /// Five runs, newest first: 5 running, 4 failed, 3 completed (with an id), 2 and 1 failed.
 const ROWS: &str = r#"

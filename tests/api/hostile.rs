@@ -1,6 +1,6 @@
 //! Input that means harm: an answer that says no, and the API lives on.
 
-use super::site::Site;
+use super::server::Site;
 
 #[tokio::test]
 async fn hostile_requests_are_refused_and_do_no_harm() {

@@ -9,11 +9,11 @@ use status_indexer::api::Limits;
 use status_indexer::pg::SessionMode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::site::{LIMITS, Site, plain, read, unlock};
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, shared};
-use crate::support::proxy::Proxy;
-use crate::support::wait::{eventually, eventually_eq};
+use super::server::{LIMITS, Site, plain, read, unlock};
+use testkit::daemon::Launch;
+use testkit::database::{Database, shared};
+use testkit::proxy::Proxy;
+use testkit::wait::{eventually, eventually_eq};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -135,7 +135,7 @@ async fn too_many_at_once_are_told_to_come_later() {
         })
         .await;
         // One of the two waits for the first, and there is no room for the other.
-        let answered = |answer: super::site::Answer| {
+        let answered = |answer: super::server::Answer| {
             let blocker = &blocker;
             async move {
                 if answer.code == 503 {

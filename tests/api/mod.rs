@@ -6,4 +6,4 @@ mod life;
 mod openapi;
 mod plans;
 mod property;
-mod site;
+mod server;

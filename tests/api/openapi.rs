@@ -7,8 +7,8 @@ use serde_json::Value;
 use status_indexer::api::Limits;
 use status_indexer::pg::SessionMode;
 
-use super::site::{Answer, LIMITS, Site, unlock};
-use crate::support::wait::eventually_eq;
+use super::server::{Answer, LIMITS, Site, unlock};
+use testkit::wait::eventually_eq;
 
 const ROWS: &str = "\
 insert into flows_v3 (flow_id, user_name, ts_epoch, tags, system_tags)

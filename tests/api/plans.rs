@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::site::Site;
-use crate::support::database::shared;
-use crate::support::wait::eventually_some;
+use super::server::Site;
+use testkit::database::shared;
+use testkit::wait::eventually_some;
 
 /// Blocks that a page may read: its rows may lie in as many, and each range has its descent.
 const BUDGET: i64 = 300;
@@ -135,7 +135,7 @@ async fn a_page_reads_few_blocks_whatever_the_status_the_depth_and_the_statistic
         status_indexer::api::Limits {
             // One connection, so that its statements are executed often.
             pool_max: 1,
-            ..super::site::LIMITS
+            ..super::server::LIMITS
         },
         status_indexer::pg::SessionMode::Session,
     )

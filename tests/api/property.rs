@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
-use super::site::Site;
+use super::server::Site;
 
 const RUNS: i32 = 160;
 const STATUSES: [&str; 3] = ["running", "completed", "failed"];

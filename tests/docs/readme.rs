@@ -8,9 +8,6 @@ use status_indexer::metrics::Metrics;
 
 use super::{flags, path, text};
 
-/// The demo has a database of its own; its few flags stand in its help.
-const NO_SITE: &str = "demo";
-
 fn cli() -> clap::Command {
     let mut command = Cli::command();
     command.build();
@@ -22,7 +19,7 @@ fn configuration() -> String {
     let cli = cli();
     let commands: Vec<_> = cli
         .get_subcommands()
-        .filter(|command| ![NO_SITE, "help"].contains(&command.get_name()))
+        .filter(|command| command.get_name() != "help")
         .collect();
     let mut rows: Vec<String> = Vec::new();
     let mut seen = Vec::new();

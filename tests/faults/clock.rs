@@ -4,14 +4,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use status_indexer::demo::postgres::{Options, Postgres};
 use tempfile::TempDir;
+use testkit::postgres::{Options, Postgres};
 
 use super::run;
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, connect, shared};
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::eventually;
+use testkit::daemon::Launch;
+use testkit::database::{Database, connect, shared};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -49,18 +49,18 @@ async fn a_heartbeat_may_jump_to_anywhere_and_come_back() {
     for id in &ids {
         eventually_status(&writer, "F", *id, "failed").await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     for id in &ids {
         run(writer.client(), &set(*id, &fresh)).await;
         eventually_status(&writer, "F", *id, "running").await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     // From one place out of range to another, and home.
     run(writer.client(), &set(ids[0], "-1")).await;
     eventually_status(&writer, "F", ids[0], "failed").await;
     for value in &out_of_range {
         run(writer.client(), &set(ids[0], value)).await;
-        eventually_right(writer.client()).await;
+        eventually_no_drift(writer.client()).await;
     }
     let ahead = (now + 100).to_string();
     run(writer.client(), &set(ids[0], &ahead)).await;
@@ -77,7 +77,7 @@ async fn a_heartbeat_may_jump_to_anywhere_and_come_back() {
         let id = writer.insert_run("F", value).await;
         eventually_status(&writer, "F", id, status).await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     let armed: i64 = writer
         .client()
         .query_one("select count(*) from status_indexer.timers", &[])
@@ -100,7 +100,7 @@ async fn another_cutoff_at_a_restart_is_in_force_for_every_run() {
     let fresh = writer.insert_run("F", Some(now)).await;
     let done = writer.insert_run("F", Some(now - 100)).await;
     writer.attempt_ok("F", done, "True", now * 1000).await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     assert!(daemon.terminate().await.success());
 
     for (cutoff, expected) in [
@@ -125,7 +125,7 @@ async fn another_cutoff_at_a_restart_is_in_force_for_every_run() {
         for (id, status) in [old, silent, ahead, fresh, done].into_iter().zip(expected) {
             eventually_status(&writer, "F", id, status).await;
         }
-        eventually_right(writer.client()).await;
+        eventually_no_drift(writer.client()).await;
         daemon.ready().await;
         assert!(daemon.terminate().await.success());
     }
@@ -270,7 +270,7 @@ async fn a_step_of_the_databases_clock_is_seen_and_every_status_follows() {
         for (id, status) in [fresh, ahead, silent, done].into_iter().zip(expected) {
             eventually_status(&writer, "F", id, status).await;
         }
-        eventually_right(writer.client()).await;
+        eventually_no_drift(writer.client()).await;
     }
     daemon
         .logged("the step", |line| {

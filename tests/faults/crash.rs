@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 
 use super::{drain_is_stuck, named, run, sessions};
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::Database;
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq, within};
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::Database;
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::{eventually, eventually_eq, within};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -76,7 +77,7 @@ select count(*)
     for id in ids {
         eventually_status(&writer, "F", id, "completed").await;
     }
-    eventually_right(&watcher).await;
+    eventually_no_drift(&watcher).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +113,7 @@ async fn readiness(daemon: &Daemon) -> Option<u16> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_killed_under_load_comes_back_with_every_status_right() {
-    let seed = Seed::new();
+    let seed = Seed::from_env();
     // Durable, so that what a writer was told is committed survives; the daemon's own commits are
     // asynchronous, and a crash undoes some of them.
     let options = Options::default()
@@ -124,7 +125,7 @@ async fn a_server_killed_under_load_comes_back_with_every_status_right() {
     let daemon = Launch::on(&database).start().await;
     let stop = Arc::new(AtomicBool::new(false));
     let health = tokio::spawn(watch_health(daemon.address().await, Arc::clone(&stop)));
-    let traffic = Traffic::start(&database.config(), &seed, 4, Duration::from_millis(2));
+    let traffic = RandomWriters::start(&database.config(), &seed, 4, Duration::from_millis(2));
 
     for crash in [true, true, false] {
         let before = traffic.written();
@@ -156,7 +157,7 @@ async fn a_server_killed_under_load_comes_back_with_every_status_right() {
     })
     .await;
     traffic.stop().await;
-    eventually_right(&database.client().await).await;
+    eventually_no_drift(&database.client().await).await;
 
     stop.store(true, Ordering::Relaxed);
     let (asked, bad) = within(PATIENCE, "the last answer", health)

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use super::{drain_is_stuck, leads, named, run, sessions};
-use crate::support::daemon::Daemon;
-use crate::support::database::Database;
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq};
+use testkit::daemon::Daemon;
+use testkit::database::Database;
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::{eventually, eventually_eq};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -62,7 +62,7 @@ async fn a_follower_does_the_work_within_five_seconds_of_its_leaders_death() {
     assert!(!leads(&third).await);
     assert!(second.terminate().await.success());
     eventually(PATIENCE, "the third leads", async || leads(&third).await).await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +119,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
         })
         .await;
     assert!(!leads(&first).await);
-    eventually_right(&watcher).await;
+    eventually_no_drift(&watcher).await;
     for id in &ids {
         assert_eq!(writer.status("F", *id).await, "failed");
     }
@@ -163,5 +163,5 @@ select count(pg_terminate_backend(pid))
         })
         .await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config};
 
 use super::{named, run};
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, connect};
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::{eventually, within};
+use testkit::daemon::Launch;
+use testkit::database::{Database, connect};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::{eventually, within};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -220,7 +220,7 @@ async fn a_run_that_somebody_locks_holds_up_no_other_and_no_heartbeat() {
         settled < Duration::from_secs(5),
         "settled after {settled:?}"
     );
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     assert_eq!(long_waits(&server, "heartbeats"), Vec::<String>::new());
     assert!(daemon.metric("status_indexer_rows_locked_total").await > Some(0.0));
     assert!(daemon.terminate().await.success());
@@ -249,7 +249,7 @@ async fn batches_and_a_storm_of_heartbeats_and_tags_neither_deadlock_nor_wait() 
         let (done, longest) = storm.end().await;
         println!("{done} times, the longest {longest:?}");
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     for name in ["heartbeats", "tags", "evidence"] {
         assert_eq!(long_waits(&server, name), Vec::<String>::new());
     }
@@ -296,7 +296,7 @@ async fn a_role_with_any_default_isolation_or_read_only_works() {
         eventually_status(&writer, "F", id, "completed").await;
         let late = writer.insert_run("F", Some(now / 1000 - 1000)).await;
         eventually_status(&writer, "F", late, "failed").await;
-        eventually_right(&admin).await;
+        eventually_no_drift(&admin).await;
         assert!(daemon.terminate().await.success());
         run(
             &admin,
@@ -325,5 +325,5 @@ async fn a_table_that_somebody_locks_is_waited_for_in_short_tries() {
     assert!(matches!(daemon.get("/healthz").await, Some((200, _))));
     run(&holder, "commit").await;
     eventually_status(&writer, "F", id, "completed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }

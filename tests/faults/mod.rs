@@ -19,8 +19,8 @@ use std::process::Output;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::Database;
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::Database;
 
 /// Installs the indexer's objects; nobody works on them.
 async fn migrate(database: &Database) {

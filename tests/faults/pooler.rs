@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 use super::{command, run, text_of};
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, connect, shared};
-use crate::support::pooler::Pooler;
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::eventually;
+use testkit::daemon::Launch;
+use testkit::database::{Database, connect, shared};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::pooler::Pooler;
+use testkit::wait::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -88,9 +88,9 @@ async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_nothing_to_othe
     let now = writer.now_secs().await;
     let stale = writer.insert_run("F", Some(now)).await;
     eventually_status(&writer, "F", stale, "failed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 
-    let told = |daemon: &crate::support::daemon::Daemon| {
+    let told = |daemon: &testkit::daemon::Daemon| {
         let log = daemon.log();
         log.iter()
             .filter(|line| line["message"].to_string().contains("transaction pooler"))

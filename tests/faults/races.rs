@@ -9,11 +9,12 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::{apply, drain, migrate, run, waiting};
-use crate::support::daemon::Launch;
-use crate::support::database::Database;
-use crate::support::verdict::{Seed, differences, eventually_right, eventually_status};
-use crate::support::wait::eventually;
-use crate::support::writer::Writer;
+use testkit::daemon::Launch;
+use testkit::database::Database;
+use testkit::drift::{differences, eventually_no_drift, eventually_status};
+use testkit::seed::Seed;
+use testkit::wait::eventually;
+use testkit::writer::Writer;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -255,7 +256,7 @@ const STORY: [Event; 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_in_any_order_and_in_duplicate_end_in_one_status() {
-    let seed = Seed::new();
+    let seed = Seed::from_env();
     let mut random = seed.generator(0);
     let database = Database::fresh().await;
     let writer = database.writer().await;
@@ -302,7 +303,7 @@ async fn events_in_any_order_and_in_duplicate_end_in_one_status() {
     for (id, status) in expected {
         eventually_status(&writer, "F", id, status).await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     drop(daemon);
 }
 

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, shared};
-use crate::support::proxy::Proxy;
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq};
+use testkit::daemon::Launch;
+use testkit::database::{Database, shared};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::proxy::Proxy;
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::{eventually, eventually_eq};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -48,18 +49,18 @@ async fn a_connection_that_went_silent_is_noticed_within_three_seconds_and_nothi
     proxy.heal();
     eventually_status(&writer, "F", run, "completed").await;
     daemon.ready().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_break_under_load_lose_nothing() {
-    let seed = Seed::new();
+    let seed = Seed::from_env();
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
     let daemon = Launch::through(&database, proxy.address()).start().await;
-    let traffic = Traffic::start(&database.config(), &seed, 2, Duration::from_millis(5));
+    let traffic = RandomWriters::start(&database.config(), &seed, 2, Duration::from_millis(5));
     for _ in 0..5 {
         let before = traffic.written();
         eventually(PATIENCE, "there is load", async || {
@@ -79,7 +80,7 @@ async fn connections_that_break_under_load_lose_nothing() {
         .await;
     }
     traffic.stop().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     daemon.ready().await;
 }
 

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::Database;
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right};
-use crate::support::wait::eventually;
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::Database;
+use testkit::drift::eventually_no_drift;
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::eventually;
 
 const LENGTH: Duration = Duration::from_secs(12);
 
@@ -21,7 +22,7 @@ fn launch(database: &Database) -> Launch {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
-    let seed = Seed::new();
+    let seed = Seed::from_env();
     let mut random = seed.generator(0);
     let database = Database::fresh().await;
     database.writer().await.insert_flow("F").await;
@@ -29,7 +30,7 @@ async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
         launch(&database).start().await,
         launch(&database).start().await,
     ];
-    let traffic = Traffic::start(&database.config(), &seed, 4, Duration::from_millis(4));
+    let traffic = RandomWriters::start(&database.config(), &seed, 4, Duration::from_millis(4));
     let start = Instant::now();
     let (mut kills, mut freezes) = (0, 0);
     while start.elapsed() < LENGTH {
@@ -58,7 +59,7 @@ async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
     let written = traffic.written();
     traffic.stop().await;
     println!("{written} writes, {kills} kills, {freezes} freezes");
-    eventually_right(&database.client().await).await;
+    eventually_no_drift(&database.client().await).await;
     for daemon in &daemons {
         daemon.ready().await;
         assert!(daemon.terminate().await.success());

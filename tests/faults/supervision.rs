@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{command, run};
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::{Database, UPSTREAM};
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq};
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::{Database, UPSTREAM};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::{eventually, eventually_eq};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -35,12 +36,12 @@ fn reason(daemon: &Daemon) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn either_signal_stops_it_cleanly_under_load() {
-    let seed = Seed::new();
+    let seed = Seed::from_env();
     let database = Database::fresh().await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
     let daemon = Launch::on(&database).start().await;
-    let traffic = Traffic::start(&database.config(), &seed, 3, Duration::from_millis(1));
+    let traffic = RandomWriters::start(&database.config(), &seed, 3, Duration::from_millis(1));
     for interrupt in [false, true] {
         let daemon = Launch::on(&database).start().await;
         let before = traffic.written();
@@ -71,7 +72,7 @@ async fn either_signal_stops_it_cleanly_under_load() {
     println!("the leader stopped in {:?}", start.elapsed());
     traffic.stop().await;
     let _daemon = Launch::on(&database).start().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,7 +142,7 @@ async fn started_before_its_database_it_waits_and_then_works() {
     run(&admin, &format!("create database {name}_made")).await;
     let mut config = database.config();
     config.dbname(format!("{name}_made"));
-    let client = crate::support::database::connect(&config).await;
+    let client = testkit::database::connect(&config).await;
     run(&client, UPSTREAM).await;
     drop(client);
     // Whole from the start: it would give up on a database without upstream's tables.
@@ -188,7 +189,7 @@ async fn removed_under_a_running_daemon_and_installed_again_it_goes_on() {
         writer.attempt_ok("F", id, "False", now).await;
         ids.push(id);
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     for round in 1..=2 {
         command(&database, "migrate down").await;
         eventually_eq(PATIENCE, "not able", Some(503), async || {
@@ -207,7 +208,7 @@ async fn removed_under_a_running_daemon_and_installed_again_it_goes_on() {
         command(&database, "migrate up").await;
         eventually_status(&writer, "F", ids[round], "running").await;
         daemon.ready().await;
-        eventually_right(writer.client()).await;
+        eventually_no_drift(writer.client()).await;
         // The queue's numbers began anew, below those that the worker has seen.
         writer.attempt_ok("F", ids[0], "True", now + 1).await;
         eventually_status(&writer, "F", ids[0], "completed").await;

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 use tokio_postgres::Client;
 
 use super::{command, migrate, run, waiting};
-use crate::support::daemon::Launch;
-use crate::support::database::Database;
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::eventually;
-use crate::support::writer::Writer;
+use testkit::daemon::Launch;
+use testkit::database::Database;
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::eventually;
+use testkit::writer::Writer;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -64,7 +64,7 @@ async fn evidence_that_is_changed_deleted_or_moved_counts_no_longer() {
     )
     .await;
     eventually_status(&writer, "F", one, "failed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 /// How often this session has called the statement triggers' function and not told so yet.
@@ -191,7 +191,7 @@ async fn writers_do_not_notice_that_the_queue_was_dropped_and_a_new_installation
     command(&database, "migrate up").await;
     eventually_status(&writer, "F", id, "completed").await;
     daemon.ready().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +237,7 @@ select pg_notify('elsewhere', n || repeat('x', 7000))
 /// 8 GB before.
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_do_not_notice_that_the_notification_queue_is_full_and_statuses_follow() {
-    let shared = crate::support::database::shared().await;
+    let shared = testkit::database::shared().await;
     if shared.major() < 17 {
         println!("not on PostgreSQL {}", shared.version());
         return;
@@ -260,7 +260,7 @@ async fn writers_do_not_notice_that_the_notification_queue_is_full_and_statuses_
         write_everything(&writer, id).await;
     }
     eventually_status(&writer, "F", id, "completed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     assert!(
         daemon
             .metric("status_indexer_notify_queue_usage_ratio")

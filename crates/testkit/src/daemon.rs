@@ -1,0 +1,415 @@
+//! The product's binary as a process, watched by the test that starts it.
+//!
+//! Owns the process, its log and its end. Promises that a test fails at once, with the end of the
+//! log, when a daemon dies unexpectedly: the waits in [`crate::wait`] check every daemon that the
+//! test's thread has started, and dropping one that died by itself panics. A daemon never outlives
+//! its test, not even when the test's process is killed. Called by every test of a running daemon.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command as Shell, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{ChildStderr, Command};
+use tokio::sync::watch;
+
+use crate::database::Database;
+use crate::product;
+use crate::wait::{eventually, eventually_some, within};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+thread_local! {
+    static WATCHED: RefCell<Vec<Weak<Process>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How to start a daemon or a command: `Launch::on(&database).arg("--cutoff").arg("5").start().await`.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    args: Vec<String>,
+    env: HashMap<String, String>,
+}
+
+impl Launch {
+    /// `run --migrate` on the database, with metrics on a free port.
+    #[must_use]
+    pub fn on(database: &Database) -> Self {
+        let args = ["run", "--migrate", "--metrics-listen", "127.0.0.1:0"];
+        Self {
+            args: args.map(str::to_owned).to_vec(),
+            env: HashMap::new(),
+        }
+        .env("DATABASE_URL", database.url())
+    }
+
+    /// The same, through a proxy.
+    #[must_use]
+    pub fn through(database: &Database, proxy: SocketAddr) -> Self {
+        Self::on(database).env("DATABASE_URL", &database.url_through(proxy))
+    }
+
+    /// One more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// These arguments and no others.
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        self
+    }
+
+    /// A variable of its environment; the last value of a name wins.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// A daemon serves the read API on a free port, whatever arguments the test gives it.
+    fn command(&self) -> Command {
+        let mut command = product::command();
+        let daemon = self.args.first().is_some_and(|arg| arg == "run");
+        if daemon && !self.args.iter().any(|arg| arg == "--help") {
+            command.env("STATUS_INDEXER_HTTP_LISTEN", "127.0.0.1:0");
+        }
+        command.args(&self.args).envs(&self.env);
+        command
+    }
+
+    /// Starts the process and returns at once: it may not listen yet.
+    ///
+    /// # Panics
+    /// If the binary has not been built.
+    #[must_use]
+    pub fn spawn(self) -> Daemon {
+        let mut command = self.command();
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().expect("the binary can be executed");
+        let pid = child.id().expect("the process has not been reaped");
+        let (exit, exited) = watch::channel(None);
+        let process = Arc::new(Process {
+            pid,
+            log: Mutex::default(),
+            exited,
+            end_expected: Mutex::new(false),
+        });
+        let log = child.stderr.take().expect("the output is piped");
+        let reading = Arc::clone(&process);
+        tokio::spawn(async move {
+            // The log first: it is complete when the exit is reported.
+            reading.read(log).await;
+            exit.send_replace(child.wait().await.ok());
+        });
+        WATCHED.with_borrow_mut(|watched| watched.push(Arc::downgrade(&process)));
+        Daemon {
+            watchdog: watchdog(pid),
+            process,
+        }
+    }
+
+    /// Starts the process and waits until it is ready.
+    pub async fn start(self) -> Daemon {
+        let daemon = self.spawn();
+        daemon.ready().await;
+        daemon
+    }
+
+    /// Runs a command to its end and returns its output: for `migrate`, `explain` and the like.
+    ///
+    /// # Panics
+    /// If it does not end, or the binary has not been built.
+    pub async fn output(self) -> std::process::Output {
+        let mut command = self.command();
+        command.kill_on_drop(true);
+        within(PATIENCE * 3, "the command ends", command.output())
+            .await
+            .expect("the binary can be executed")
+    }
+}
+
+/// A running daemon.
+pub struct Daemon {
+    process: Arc<Process>,
+    watchdog: std::process::Child,
+}
+
+struct Process {
+    pid: u32,
+    log: Mutex<Vec<Value>>,
+    exited: watch::Receiver<Option<ExitStatus>>,
+    /// Whether the test expects it to end.
+    end_expected: Mutex<bool>,
+}
+
+impl Daemon {
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    /// The address of its metrics, once it listens.
+    pub async fn address(&self) -> SocketAddr {
+        self.logged_address("metrics.addr").await
+    }
+
+    /// The address of the read API, once it listens.
+    pub async fn api(&self) -> SocketAddr {
+        self.logged_address("http.addr").await
+    }
+
+    async fn logged_address(&self, field: &str) -> SocketAddr {
+        let line = self.logged(field, |line| line.get(field).is_some()).await;
+        let text = line[field].as_str();
+        let text = text.expect("the address is logged as text");
+        text.parse().expect("the address can be parsed")
+    }
+
+    /// Status and body of a GET on the address of the metrics; none while it does not answer.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let url = format!("http://{}{path}", self.address().await);
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(5))
+            .build();
+        let answer = client
+            .expect("a plain client needs nothing")
+            .get(url)
+            .send()
+            .await
+            .ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub async fn ready(&self) {
+        eventually(PATIENCE, "the daemon is ready", async || {
+            matches!(self.get("/readyz").await, Some((200, _)))
+        })
+        .await;
+    }
+
+    /// The value of a sample, named as `/metrics` shows it, labels included; none when it is missing.
+    pub async fn metric(&self, sample: &str) -> Option<f64> {
+        let (_, body) = self.get("/metrics").await?;
+        body.lines().find_map(|line| {
+            line.strip_prefix(sample)?
+                .strip_prefix(' ')?
+                .trim()
+                .parse()
+                .ok()
+        })
+    }
+
+    /// The log so far; a line that is not JSON appears under `message`.
+    #[must_use]
+    pub fn log(&self) -> Vec<Value> {
+        self.process.log().clone()
+    }
+
+    /// Waits for a line in the log and returns it.
+    pub async fn logged(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        eventually_some(PATIENCE, &format!("logged: {what}"), async || {
+            self.process.log().iter().find(|line| wanted(line)).cloned()
+        })
+        .await
+    }
+
+    /// Stops the process (SIGSTOP): it keeps its connections and locks, and does nothing.
+    pub async fn freeze(&self) {
+        self.process.signal(Signal::SIGSTOP);
+        // A thread on another processor continues until the signal reaches it.
+        eventually(PATIENCE, "all threads are stopped", async || {
+            is_stopped(self.process.pid)
+        })
+        .await;
+    }
+
+    /// Continues the process (SIGCONT).
+    pub fn thaw(&self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+
+    /// Kills the process (SIGKILL) and returns when it is dead.
+    pub async fn kill9(&self) {
+        self.end(Signal::SIGKILL).await;
+    }
+
+    /// Asks it to stop (SIGTERM) and returns its exit status.
+    pub async fn terminate(&self) -> ExitStatus {
+        self.end(Signal::SIGTERM).await
+    }
+
+    /// The same with SIGINT, as Ctrl-C sends it.
+    pub async fn interrupt(&self) -> ExitStatus {
+        self.end(Signal::SIGINT).await
+    }
+
+    /// Waits until it ends by itself, as the test expects.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub async fn exit(&self) -> ExitStatus {
+        self.process.expect_end();
+        let mut exited = self.process.exited.clone();
+        let text = "the daemon ends";
+        let exited = within(PATIENCE, text, exited.wait_for(Option::is_some)).await;
+        exited
+            .expect("the task that reaps the process reports its exit")
+            .expect("it has ended")
+    }
+
+    async fn end(&self, signal: Signal) -> ExitStatus {
+        self.process.expect_end();
+        self.process.signal(signal);
+        self.exit().await
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let died = self.process.unexpected_end();
+        self.process.expect_end();
+        self.process.signal(Signal::SIGKILL);
+        // No longer needed: the process is dead or dying.
+        let _ = self.watchdog.kill().and_then(|()| self.watchdog.wait());
+        if let Some(text) = died
+            && !thread::panicking()
+        {
+            panic!("{text}");
+        }
+    }
+}
+
+impl Process {
+    fn log(&self) -> MutexGuard<'_, Vec<Value>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read(&self, log: ChildStderr) {
+        let mut lines = BufReader::new(log).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let parsed = serde_json::from_str(&line).ok().filter(Value::is_object);
+            self.log()
+                .push(parsed.unwrap_or_else(|| json!({ "message": line })));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.exited.borrow().is_none() {
+            let pid = i32::try_from(self.pid).expect("process ids are small");
+            // It may have ended a moment ago; the signal then has no effect.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    fn expect_end(&self) {
+        *self
+            .end_expected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Why the test fails, if the process has ended unexpectedly.
+    fn unexpected_end(&self) -> Option<String> {
+        let expected = *self
+            .end_expected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let status = (*self.exited.borrow()).filter(|_| !expected)?;
+        let signal = status
+            .signal()
+            .map(|signal| format!(", signal {signal}"))
+            .unwrap_or_default();
+        Some(format!(
+            "the daemon died under the test ({status}{signal})\n{}",
+            self.tail()
+        ))
+    }
+
+    fn tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<String> = log[log.len().saturating_sub(30)..]
+            .iter()
+            .map(Value::to_string)
+            .collect();
+        format!("--- log of daemon {}\n{}", self.pid, lines.join("\n"))
+    }
+}
+
+/// Fails the test if a daemon that it started has died by itself.
+///
+/// # Panics
+/// If one has.
+pub fn check_all() {
+    let died = watched()
+        .iter()
+        .find_map(|process| process.unexpected_end());
+    if let Some(text) = died {
+        panic!("{text}");
+    }
+}
+
+/// The last log lines of the test's daemons, for the text of a failure.
+#[must_use]
+pub fn tails() -> String {
+    watched()
+        .iter()
+        .map(|process| process.tail())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn watched() -> Vec<Arc<Process>> {
+    WATCHED.with_borrow_mut(|watched| {
+        watched.retain(|process| process.strong_count() > 0);
+        watched.iter().filter_map(Weak::upgrade).collect()
+    })
+}
+
+/// Whether every thread of the process is stopped; true where the system cannot tell.
+fn is_stopped(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.filter_map(Result::ok).all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        state.is_empty() || state.starts_with('T')
+    })
+}
+
+/// Kills a process when the test's process dies before it, which closes the pipe.
+///
+/// # Panics
+/// If `sh` cannot be started.
+#[must_use]
+pub fn watchdog(pid: u32) -> std::process::Child {
+    Shell::new("sh")
+        .args([
+            "-c",
+            r#"trap "" HUP INT TERM; read -r _; kill -s KILL "$1""#,
+            "watchdog",
+            &pid.to_string(),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("every system has sh")
+}

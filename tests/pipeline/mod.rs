@@ -1,0 +1,6 @@
+//! A healthy daemon: events become statuses, and the reconciler corrects what no event reported.
+
+mod events;
+mod reconcile;
+mod standby;
+mod upstream_triggers;
