@@ -1,11 +1,18 @@
-//! What the documentation and the deployment files say is true of the binary beside them.
+//! The documents against the code: what they say is true, and in the words of the field.
 //!
-//! Owns no behaviour. Promises that the README's tables are what the code declares, that its
-//! commands are ones the binary takes, and that manifests set only what it knows.
+//! Owns no behaviour. [`tables`] holds the generated tables to the code, [`commands`] the commands that
+//! are shown, [`links`] files and headings, [`language`] the words. The readers of files and flags here
+//! also serve the tests of `deploy/`.
 
-mod readme;
+mod commands;
+mod language;
+mod links;
+mod tables;
 
 use std::path::{Path, PathBuf};
+
+use clap::CommandFactory as _;
+use status_indexer::cli::Cli;
 
 /// A file of the repository.
 pub(crate) fn path(name: &str) -> PathBuf {
@@ -16,7 +23,7 @@ pub(crate) fn text(name: &str) -> String {
     std::fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Every flag of a command with a name of its own, the commands below it included.
+/// Every flag of a command with a name of its own, those of its subcommands included.
 pub(crate) fn flags(command: &clap::Command) -> Vec<&clap::Arg> {
     let own = command.get_arguments().filter(|arg| {
         arg.get_long()
@@ -24,4 +31,43 @@ pub(crate) fn flags(command: &clap::Command) -> Vec<&clap::Arg> {
     });
     own.chain(command.get_subcommands().flat_map(flags))
         .collect()
+}
+
+fn cli() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
+/// Every document for readers, by its path.
+fn documents() -> Vec<String> {
+    let mut found: Vec<String> = ["README", "CONTRIBUTING", "SECURITY", "CHANGELOG"]
+        .map(|name| format!("{name}.md"))
+        .into();
+    found.push("deploy/metadata-service/README.md".to_owned());
+    for entry in std::fs::read_dir(path("docs")).expect("the directory exists") {
+        let name = entry.expect("it can be listed").file_name();
+        found.push(format!("docs/{}", name.to_string_lossy()));
+    }
+    found
+}
+
+/// The lines in fences of a language.
+fn fenced(document: &str, language: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut inside = None;
+    for line in document.lines() {
+        match (line.trim().strip_prefix("```"), inside) {
+            (Some(opened), None) => inside = Some(opened.to_owned()),
+            (Some(_), Some(_)) => inside = None,
+            (None, Some(ref opened)) => {
+                if opened == language {
+                    lines.push(line.trim().to_owned());
+                }
+                inside = Some(opened.clone());
+            }
+            (None, None) => inside = None,
+        }
+    }
+    lines
 }
