@@ -32,7 +32,10 @@ async fn a_variable_that_is_empty_counts_as_unset() {
     let output = launch.output().await;
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
-    assert!(log.contains("migrated"), "the default level applies: {log}");
+    assert!(
+        log.contains("step applied"),
+        "the default level applies: {log}"
+    );
 }
 
 #[tokio::test]

@@ -173,7 +173,7 @@ async fn on_a_database_without_the_indexer_it_says_what_to_do() {
     let daemon = Launch::on(&bare).spawn();
     assert_eq!(daemon.exit().await.code(), Some(1));
     let text = reason(&daemon);
-    assert!(text.contains("there is no table runs_v3"), "{text}");
+    assert!(text.contains("the table runs_v3 does not exist"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -427,22 +427,22 @@ async fn what_was_dropped_or_left_invalid_is_made_again() {
     for (damage, complaint, stays_believable) in [
         (
             "drop index status_indexer_running",
-            "status_indexer_running: missing",
+            "status_indexer_running: missing: run `status-indexer migrate up`",
             true,
         ),
         (
             "update pg_index set indisvalid = false where indexrelid = 'status_indexer_listing'::regclass",
-            "status_indexer_listing: INVALID",
+            "status_indexer_listing: invalid: run `status-indexer migrate up`",
             true,
         ),
         (
             "drop trigger status_indexer_insert on metadata_v3",
-            "status_indexer_insert on public.metadata_v3: MISSING",
+            "status_indexer_insert on public.metadata_v3: missing: run `status-indexer migrate up`",
             false,
         ),
         (
             "drop trigger status_indexer_heartbeat on runs_v3",
-            "status_indexer_heartbeat on public.runs_v3: MISSING",
+            "status_indexer_heartbeat on public.runs_v3: missing: run `status-indexer migrate up`",
             false,
         ),
         (
@@ -450,7 +450,7 @@ async fn what_was_dropped_or_left_invalid_is_made_again() {
              drop trigger status_indexer_insert on runs_v3;
              create trigger status_indexer_insert after insert on runs_v3
                for each row execute function public.enqueue_row()",
-            "status_indexer_insert on public.runs_v3: REPLACED",
+            "status_indexer_insert on public.runs_v3: replaced: run `status-indexer migrate up`",
             false,
         ),
     ] {
@@ -475,7 +475,10 @@ async fn what_was_dropped_or_left_invalid_is_made_again() {
     .await;
     let told = refused(&migrate(&database, &["status"]).await, 1);
     assert!(
-        told.contains("status_indexer_insert on public.runs_v3: DISABLED"),
+        told.contains(
+            "status_indexer_insert on public.runs_v3: disabled: run `alter table public.runs_v3 \
+             enable trigger status_indexer_insert; select status_indexer.invalidate();`"
+        ),
         "{told}"
     );
 }
@@ -617,7 +620,7 @@ async fn status_tells_what_is_there_by_text_and_exit_code() {
         "trigger     status_indexer_insert on public.metadata_v3: enabled",
         "index       status_indexer_listing: valid",
         "cutoff      77 s",
-        "believable  no: the first pass has compared 0 runs",
+        "valid       no: the backfill has compared 0 runs and corrected 0",
     ] {
         assert!(told.contains(part), "{part} is not in\n{told}");
     }
@@ -626,7 +629,7 @@ async fn status_tells_what_is_there_by_text_and_exit_code() {
         .start()
         .await;
     let told = succeeded(&migrate(&database, &["status"]).await);
-    assert!(told.contains("believable  yes"), "{told}");
+    assert!(told.contains("valid       yes"), "{told}");
     assert!(daemon.terminate().await.success());
     succeeded(&migrate(&database, &["down"]).await);
     refused(&migrate(&database, &["status"]).await, 1);
@@ -824,7 +827,7 @@ const REFUSALS: [Refusal; 11] = [
         &["up"],
         &[("DB_TABLE_NAME_RUNS", "nosuch")],
         1,
-        "there is no table nosuch",
+        "the table nosuch does not exist",
     ),
     (
         &["down"],
@@ -836,7 +839,7 @@ const REFUSALS: [Refusal; 11] = [
         &["up"],
         &[("DB_TABLE_NAME_RUNS", "no such")],
         1,
-        "is no table's name",
+        "cannot look up the table \"no such\": correct DB_TABLE_NAME_RUNS",
     ),
     (
         &["up"],
@@ -866,7 +869,7 @@ const REFUSALS: [Refusal; 11] = [
         &["up"],
         &[("DB_TABLE_NAME_RUNS", "a_view")],
         1,
-        "is no ordinary table",
+        "is not an ordinary table",
     ),
     (
         &["up"],
@@ -884,7 +887,7 @@ const REFUSALS: [Refusal; 11] = [
         &["down", "--grant-to", "x"],
         &[],
         64,
-        "--grant-to goes with `migrate up`",
+        "--grant-to is an option of `migrate up`",
     ),
 ];
 
@@ -910,7 +913,7 @@ async fn what_cannot_be_is_refused_in_words_and_changes_nothing() {
         1,
     );
     assert!(
-        told.contains("there is no role no one: create it first"),
+        told.contains("the role no one does not exist: create it first"),
         "{told}"
     );
     is_whole(&database).await;
@@ -943,7 +946,10 @@ async fn a_column_of_somebody_else_is_neither_taken_nor_dropped() {
     .await;
     let before = dump(&database).await;
     let told = refused(&migrate(&database, &["up"]).await, 1);
-    assert!(told.contains("has a column run_status already"), "{told}");
+    assert!(
+        told.contains("already has a column run_status that the indexer did not create"),
+        "{told}"
+    );
     same(&before, &dump(&database).await);
     succeeded(&migrate(&database, &["down"]).await);
     same(&before, &dump(&database).await);
@@ -993,7 +999,7 @@ async fn an_owner_who_may_not_make_a_schema_uses_one_that_was_made_for_it() {
     let url = url_of(&database, &app);
     let told = refused(&migrate_as(&url, &database, &["up"], &[]).await, 1);
     assert!(
-        told.contains("needs CREATE on the database, or an empty schema"),
+        told.contains("grant the role CREATE on the database, or create an empty schema"),
         "{told}"
     );
 
