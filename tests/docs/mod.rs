@@ -1,7 +1,7 @@
-//! What the documentation and the deployment files say is true of the binary beside them.
+//! The documentation against the code.
 //!
-//! Owns no behaviour. Promises that the README's tables are what the code declares, that its
-//! commands are ones the binary takes, and that manifests set only what it knows.
+//! Promises that tables of options and metrics equal the declarations, and that commands, targets
+//! and links exist. The helpers to read the repository's files also serve [`crate::deploy`].
 
 mod readme;
 
@@ -16,7 +16,7 @@ pub(crate) fn text(name: &str) -> String {
     std::fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Every flag of a command with a name of its own, the commands below it included.
+/// Every named flag of a command and of its subcommands.
 pub(crate) fn flags(command: &clap::Command) -> Vec<&clap::Arg> {
     let own = command.get_arguments().filter(|arg| {
         arg.get_long()

@@ -28,7 +28,7 @@ fn configuration() -> String {
         .chain(commands.iter().flat_map(|c| flags(c)))
     {
         let long = arg.get_long().expect("flags have long names");
-        // A flag of several commands may be another one in each.
+        // Flags of the same name may differ between commands.
         let key = row(arg, long, "");
         let same =
             |other: &&clap::Arg| other.get_long() == Some(long) && row(other, long, "") == key;
@@ -59,8 +59,8 @@ fn row(arg: &clap::Arg, long: &str, users: &str) -> String {
         .get_help()
         .map(|help| help.to_string().replace('\n', " "))
         .unwrap_or_default();
-    // Where a value may come from several places, the default cannot be clap's and stands in the help.
-    let (meaning, told) = match help.split_once(" [default: ") {
+    // Where a value may come from several sources, clap has no default, and the help states it.
+    let (meaning, stated) = match help.split_once(" [default: ") {
         Some((meaning, rest)) => (meaning.to_owned(), rest.trim_end_matches(']').to_owned()),
         None => (help, String::new()),
     };
@@ -68,7 +68,7 @@ fn row(arg: &clap::Arg, long: &str, users: &str) -> String {
     let takes_value = arg.get_action().takes_values();
     let default = match defaults.first() {
         Some(default) if takes_value => default.to_string_lossy().into_owned(),
-        _ => told,
+        _ => stated,
     };
     let mut meaning = meaning;
     let values: Vec<_> = arg
@@ -116,9 +116,9 @@ fn metrics() -> String {
     table
 }
 
-/// Fails where the README's table with this header is another one; with `UPDATE_README=1` set, it
-/// is replaced instead.
-fn hold(expected: &str) {
+/// Fails if the README's table with this header differs; with `UPDATE_README=1` set, replaces it
+/// instead.
+fn check_table(expected: &str) {
     let readme = text("README.md");
     if readme.contains(&format!("\n\n{expected}\n")) {
         return;
@@ -136,13 +136,13 @@ fn hold(expected: &str) {
 }
 
 #[test]
-fn the_tables_are_what_the_binary_takes_and_shows() {
-    hold(&configuration());
-    hold(&metrics());
+fn the_tables_of_options_and_metrics_equal_the_declarations() {
+    check_table(&configuration());
+    check_table(&metrics());
 }
 
 #[test]
-fn every_metric_named_is_one_that_there_is() {
+fn every_mentioned_metric_exists() {
     let declared: Vec<_> = Metrics::new()
         .declared()
         .into_iter()
@@ -156,7 +156,7 @@ fn every_metric_named_is_one_that_there_is() {
     }
 }
 
-/// The lines in fences of the given language.
+/// The lines of code blocks in the given language.
 fn fenced(document: &str, language: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut inside = None;
@@ -177,9 +177,9 @@ fn fenced(document: &str, language: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_shown_is_one_that_the_binary_takes() {
+fn every_shown_command_is_accepted_by_the_binary() {
     let mut lines = fenced(&text("README.md"), "sh");
-    // Those within sentences too.
+    // Those within sentences as well.
     for span in text("README.md").split('`').skip(1).step_by(2) {
         lines.push(span.to_owned());
     }
@@ -202,7 +202,7 @@ fn every_command_shown_is_one_that_the_binary_takes() {
 }
 
 #[test]
-fn every_make_target_shown_is_there() {
+fn every_shown_make_target_exists() {
     let makefile = text("Makefile");
     let readme = text("README.md");
     let mut count = 0;
@@ -221,7 +221,7 @@ fn every_make_target_shown_is_there() {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     for document in ["README.md", "CHANGELOG.md"] {
         let text = text(document);
         let headings: Vec<_> = text
