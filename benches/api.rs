@@ -21,10 +21,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
+use crate::env::{BenchEnv, LONG_CUTOFF_SECS};
 use crate::load::closed_loop;
 use crate::pages::{DONE_FLOW, Query, add_done_flow, middle};
 use crate::report::{Durations, Report, Target};
-use crate::site::{LONG_CUTOFF_SECS, Site};
 use crate::usage::Meter;
 use testkit::database::Database;
 
@@ -39,8 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const CLIENTS: [usize; 2] = [1, 8];
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let settings = site.settings.clone();
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
     let mut report = Report::new(
         "api",
         format!(
@@ -49,8 +49,8 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             settings.runs
         ),
     );
-    let pgbench = pgbench(site.server.pid());
-    let (database, daemon) = site.indexed_dataset().await?;
+    let pgbench = pgbench(env.server.pid());
+    let (database, daemon) = env.indexed_dataset().await?;
     let client = database.client().await;
     add_done_flow(&client).await?;
     let middle = middle(&client, settings.runs).await?;

@@ -1,4 +1,4 @@
-//! Filling the column of a site that has a million runs, against the plainest statement that does it.
+//! Filling the column of a env that has a million runs, against the plainest statement that does it.
 //!
 //! Both write the same rows, those that are not `completed`, of a table that is packed anew before
 //! each: `update ... from` in one statement with the definition computed set-wise, and the
@@ -16,10 +16,10 @@ use tokio_postgres::Client;
 
 use crate::baseline;
 use crate::dataset::running_runs;
+use crate::env::{BenchEnv, Cost, LONG_CUTOFF_SECS, clients, command, cost, reset_costs};
 use crate::latency::now_ms;
 use crate::load::open_loop;
 use crate::report::{Durations, Report, Target, median};
-use crate::site::{Cost, LONG_CUTOFF_SECS, Site, clients, command, cost, forget_costs};
 use crate::sweep::HEARTBEAT;
 use testkit::database::Database;
 
@@ -74,9 +74,9 @@ impl Turn {
     }
 }
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let settings = site.settings.clone();
-    let statements = site.statements;
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
+    let statements = env.statements;
     let mut report = Report::new(
         "backfill",
         format!(
@@ -84,7 +84,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             settings.runs, settings.rounds
         ),
     );
-    let database = site.dataset().await?;
+    let database = env.dataset().await?;
     let client = database.client().await;
     let hearts = Hearts {
         first: running_runs(&client, FLOW, i64::try_from(ALIVE)?, 0).await?,
@@ -133,7 +133,7 @@ async fn turn(
 ) -> Result<Turn> {
     start_anew(database, client).await?;
     if statements {
-        forget_costs(client).await?;
+        reset_costs(client).await?;
     }
     let mut quiet = Durations::new();
     let mut beside = Durations::new();

@@ -4,10 +4,10 @@
 //! simpler: it knows the values that clients write, and no others.
 
 /// The status of every run. `$1` is the cutoff in seconds.
-macro_rules! judged {
+macro_rules! evaluated {
     () => {
         "\
-judged as (
+evaluated as (
   select r.flow_id,
          r.run_number,
          case
@@ -36,11 +36,11 @@ judged as (
 /// Writes every status that the column's default does not say already.
 pub(crate) const SPARSE_UPDATE: &str = concat!(
     "with ",
-    judged!(),
+    evaluated!(),
     "
 update runs_v3 r
    set run_status = j.status
-  from judged j
+  from evaluated j
  where r.flow_id = j.flow_id
    and r.run_number = j.run_number
    and r.run_status <> j.status"
@@ -49,21 +49,21 @@ update runs_v3 r
 /// Counts the runs whose stored status is wrong.
 pub(crate) const COUNT_WRONG: &str = concat!(
     "with ",
-    judged!(),
+    evaluated!(),
     "
 select count(*)
   from runs_v3 r
-  join judged j using (flow_id, run_number)
+  join evaluated j using (flow_id, run_number)
  where r.run_status <> j.status"
 );
 
 /// Computes every status and counts them.
 pub(crate) const COUNT_ALL: &str = concat!(
     "with ",
-    judged!(),
+    evaluated!(),
     "
 select count(*) filter (where status = 'running'),
        count(*) filter (where status = 'completed'),
        count(*) filter (where status = 'failed')
-  from judged"
+  from evaluated"
 );

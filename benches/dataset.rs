@@ -1,4 +1,4 @@
-//! A site's worth of runs: one flow with most of them, two hundred with the rest.
+//! A env's worth of runs: one flow with most of them, two hundred with the rest.
 //!
 //! Owns their shape: of a thousand runs 900 have completed, 60 failed in their end step, 35 crashed
 //! and 5 are running, nearly all of them among the newest hundredth, a few far back, some by a retry

@@ -12,9 +12,9 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use crate::dataset::running_runs;
+use crate::env::{BenchEnv, LONG_CUTOFF_SECS, cost, reset_costs};
 use crate::latency::now_ms;
 use crate::report::{Durations, Report, Target, median};
-use crate::site::{LONG_CUTOFF_SECS, Site, cost, forget_costs};
 use crate::usage::{backends, cpu};
 use testkit::daemon::Launch;
 use testkit::database::Database;
@@ -48,9 +48,9 @@ select claimed, changes
 const LIKE_THE_DAEMON: &str = "\
 set synchronous_commit = off; set search_path = pg_catalog, pg_temp; set jit = off";
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let settings = site.settings.clone();
-    let statements = site.statements;
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
+    let statements = env.statements;
     let mut report = Report::new(
         "drain",
         format!(
@@ -58,7 +58,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             settings.events, settings.rounds, settings.runs
         ),
     );
-    let (database, daemon) = site.indexed_dataset().await?;
+    let (database, daemon) = env.indexed_dataset().await?;
     daemon.terminate().await;
     let client = database.client().await;
     let first = running_runs(&client, FLOW, settings.events, 0).await?;
@@ -78,7 +78,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             .write(if round % 2 == 0 { "True" } else { "False" })
             .await?;
         if statements {
-            forget_costs(&backlog.client).await?;
+            reset_costs(&backlog.client).await?;
         }
         shares.push(backlog.drained_by_daemon(database).await?);
         by_daemon.push(backlog.pace().await?);

@@ -1,14 +1,14 @@
-//! What it costs to judge a run with very many metadata rows.
+//! The cost of evaluating a run with very many metadata rows.
 //!
 //! Judging must go through the index that has the step's name in it; the one ordered by time, which
-//! not every site has, would have it read all of the run's rows.
+//! not every env has, would have it read all of the run's rows.
 
 use anyhow::Result;
 use tokio_postgres::Client;
 
 use crate::dataset::running_runs;
+use crate::env::BenchEnv;
 use crate::report::{Durations, Report, Target};
-use crate::site::Site;
 
 const FLOW: &str = "FatFlow";
 
@@ -34,15 +34,15 @@ select $1,
        '[]'
   from generate_series(1, $3::bigint) i";
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new(
         "fat-run",
         format!(
             "{ROWS} metadata rows, {CALLS} calls each, {} runs",
-            site.settings.runs
+            env.settings.runs
         ),
     );
-    let (database, daemon) = site.indexed_dataset().await?;
+    let (database, daemon) = env.indexed_dataset().await?;
     daemon.terminate().await;
     let client = database.client().await;
     let fat = running_runs(&client, FLOW, 1, 0).await?;

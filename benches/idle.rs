@@ -7,8 +7,8 @@ use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::dataset::running_runs;
+use crate::env::{BenchEnv, indexed, reset_costs};
 use crate::report::{Report, Target};
-use crate::site::{Site, forget_costs, indexed};
 use crate::usage::{Meter, backends, memory_mib};
 
 const DURATION: Duration = Duration::from_secs(60);
@@ -21,24 +21,24 @@ select s.calls::float8,
  where s.query not like '%pg_stat_%'
  order by s.calls desc";
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new("idle", format!("{} s without an event", DURATION.as_secs()));
-    let database = site.empty().await?;
+    let database = env.empty().await?;
     let client = database.client().await;
     running_runs(&client, "Idle", 1000, 0).await?;
-    let daemon = indexed(&database, 360, site.settings.tune.as_deref()).await?;
+    let daemon = indexed(&database, 360, env.settings.tune.as_deref()).await?;
     // What a start takes is over by then.
     sleep(Duration::from_secs(5)).await;
     let meters = [
         Meter::start([daemon.pid()]),
         Meter::start(backends(&client, Some("status-indexer")).await?),
     ];
-    if site.statements {
-        forget_costs(&client).await?;
+    if env.statements {
+        reset_costs(&client).await?;
     }
     sleep(DURATION).await;
     let [of_daemon, of_sessions] = meters.map(|meter| meter.percent());
-    queries(site, &mut report, &client).await?;
+    queries(env, &mut report, &client).await?;
     let resident = memory_mib(daemon.pid(), "VmRSS").context("memory is known on Linux alone")?;
     report.figure("resident memory", resident, "MiB", Target::Below(20.0));
     let peak = memory_mib(daemon.pid(), "VmHWM").unwrap_or(resident);
@@ -49,8 +49,8 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     Ok(report)
 }
 
-async fn queries(site: &Site, report: &mut Report, client: &Client) -> Result<()> {
-    if !site.statements {
+async fn queries(env: &BenchEnv, report: &mut Report, client: &Client) -> Result<()> {
+    if !env.statements {
         report.note("queries", "unknown: the server has no pg_stat_statements");
         return Ok(());
     }

@@ -11,9 +11,9 @@ use anyhow::Result;
 use tokio_postgres::{Client, Statement};
 
 use crate::dataset::running_runs;
+use crate::env::{BenchEnv, clients, settled};
 use crate::load::open_loop;
 use crate::report::{Durations, Report, Target};
-use crate::site::{Site, clients, settled};
 use crate::usage::{Meter, backends};
 use testkit::daemon::Daemon;
 use testkit::database::Database;
@@ -83,8 +83,8 @@ pub(crate) fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let settings = site.settings.clone();
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
     let mut report = Report::new(
         "latency",
         format!(
@@ -92,7 +92,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             RATES, settings.seconds, settings.clients, settings.runs
         ),
     );
-    let (database, daemon) = site.indexed_dataset().await?;
+    let (database, daemon) = env.indexed_dataset().await?;
     let services = Service::many(database, settings.clients).await?;
     for rate in RATES {
         let count = rate * settings.seconds;

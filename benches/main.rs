@@ -1,15 +1,16 @@
-//! Benchmarks: what the indexer must reach, measured on a real server with the real binary.
+//! Benchmarks: the indexer's targets, measured on a real server with the real binary.
 //!
-//! `cargo bench --bench bench -- NAME... [options]`. Each starts from a private PostgreSQL with
-//! durable settings, prints what it measured with the target beside it, and judges nothing: the
-//! exit code says only whether it could measure. Where the target is a ratio, what it is measured
-//! against runs in the same minutes on the same machine. Figures differ from machine to machine.
+//! `cargo bench --bench bench -- NAME... [options]`. Each uses a private PostgreSQL with durable
+//! settings and prints what it measured beside the target. A missed target does not fail: the exit
+//! code only reports whether the benchmark could measure. Where the target is a ratio, the reference
+//! runs in the same minutes on the same machine. Figures differ from machine to machine.
 
 mod api;
 mod backfill;
 mod baseline;
 mod dataset;
 mod drain;
+mod env;
 mod fat_run;
 mod idle;
 mod latency;
@@ -17,7 +18,6 @@ mod load;
 mod pages;
 mod reconciler;
 mod report;
-mod site;
 mod sweep;
 mod usage;
 mod verify;
@@ -28,8 +28,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
+use env::BenchEnv;
 use report::Report;
-use site::Site;
 
 /// Measures what status-indexer must reach, on a private PostgreSQL.
 #[derive(Debug, Clone, Parser)]
@@ -51,10 +51,10 @@ struct Settings {
     /// Runs of the big flow in the dataset; a fifth as many in other flows
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(i64).range(600..))]
     runs: i64,
-    /// What the dataset is made from
+    /// The seed of the dataset
     #[arg(long, default_value_t = 1)]
     seed: i64,
-    /// The server's
+    /// The server's shared_buffers
     #[arg(long, default_value = "1GB")]
     shared_buffers: String,
     /// Connections that write
@@ -63,28 +63,28 @@ struct Settings {
     /// Seconds of each load
     #[arg(long, default_value_t = 20)]
     seconds: usize,
-    /// How often what is compared takes turns
+    /// How many times the compared variants alternate
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Events of a backlog
     #[arg(long, default_value_t = 50_000)]
     events: i64,
-    /// Running runs whose heartbeats are watched
+    /// Running runs with heartbeats
     #[arg(long, default_value_t = 10_000)]
     running: usize,
-    /// Turns with triggers, and as many without
+    /// Turns with triggers; there are as many without
     #[arg(long, default_value_t = 5)]
     turns: usize,
     /// Seconds of such a turn
     #[arg(long, default_value_t = 5)]
     turn_seconds: u64,
-    /// Statements to run on the installed database, to see what a change of it does
+    /// Statements to run after the installation, to measure a change
     #[arg(long, value_name = "SQL")]
     tune: Option<String>,
     /// Starts a copy of the metadata service, to be measured beside the read API
     #[arg(long, value_name = "COMMAND")]
     upstream: Option<String>,
-    /// Keep the server at the end, for a look, until Ctrl-C
+    /// Keep the server at the end, for inspection, until Ctrl-C
     #[arg(long)]
     hold: bool,
 }
@@ -95,50 +95,50 @@ enum Name {
     All,
     /// From an event to its status
     Latency,
-    /// Working off a backlog
+    /// Draining a backlog
     Drain,
     /// Heartbeats that stop
     Sweep,
-    /// What triggers cost
+    /// The cost of triggers
     Writers,
-    /// Judging a run with very many metadata rows
+    /// Evaluating a run with very many metadata rows
     FatRun,
-    /// Nothing to do
+    /// An idle daemon
     Idle,
-    /// The steady walk over all runs
+    /// Background reconciliation
     Reconciler,
     /// Reading by status, the statements
     Pages,
     /// Reading by status, over HTTP
     Api,
-    /// Proving the column
+    /// The command verify
     Verify,
-    /// Filling the column
+    /// The command backfill
     Backfill,
 }
 
 impl Name {
-    async fn run(self, site: &mut Site) -> Result<Report> {
+    async fn run(self, env: &mut BenchEnv) -> Result<Report> {
         match self {
-            Self::All => unreachable!("it stands for the others"),
-            Self::Latency => latency::run(site).await,
-            Self::Drain => drain::run(site).await,
-            Self::Sweep => sweep::run(site).await,
-            Self::Writers => writers::run(site).await,
-            Self::FatRun => fat_run::run(site).await,
-            Self::Idle => idle::run(site).await,
-            Self::Reconciler => reconciler::run(site).await,
-            Self::Pages => pages::run(site).await,
-            Self::Api => api::run(site).await,
-            Self::Verify => verify::run(site).await,
-            Self::Backfill => backfill::run(site).await,
+            Self::All => unreachable!("it was replaced by the others"),
+            Self::Latency => latency::run(env).await,
+            Self::Drain => drain::run(env).await,
+            Self::Sweep => sweep::run(env).await,
+            Self::Writers => writers::run(env).await,
+            Self::FatRun => fat_run::run(env).await,
+            Self::Idle => idle::run(env).await,
+            Self::Reconciler => reconciler::run(env).await,
+            Self::Pages => pages::run(env).await,
+            Self::Api => api::run(env).await,
+            Self::Verify => verify::run(env).await,
+            Self::Backfill => backfill::run(env).await,
         }
     }
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // One thread: the load takes little of the machine from what is measured.
+    // One thread, so that the load generator takes little from what is measured.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -161,16 +161,16 @@ async fn measure(cli: Cli) -> Result<()> {
     } else {
         cli.names
     };
-    let mut site = Site::start(cli.settings).await?;
+    let mut env = BenchEnv::start(cli.settings).await?;
     eprintln!(
         "PostgreSQL {}, load {}",
-        site.server.version(),
+        env.server.version(),
         usage::load()
     );
     let mut missed = Vec::new();
     for name in names {
         let before = usage::load();
-        let report = name.run(&mut site).await?;
+        let report = name.run(&mut env).await?;
         print!("{}", report.render());
         println!(
             "  load of the machine {before} before, {} after",
@@ -178,9 +178,9 @@ async fn measure(cli: Cli) -> Result<()> {
         );
         missed.extend(report.missed());
     }
-    if site.settings.hold {
-        let database = site.dataset().await?.name().to_owned();
-        eprintln!("held: {}", site.server.url(&database));
+    if env.settings.hold {
+        let database = env.dataset().await?.name().to_owned();
+        eprintln!("held: {}", env.server.url(&database));
         tokio::signal::ctrl_c().await?;
     }
     if !missed.is_empty() {

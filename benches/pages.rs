@@ -9,8 +9,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use crate::dataset::BIG_FLOW;
+use crate::env::BenchEnv;
 use crate::report::{Durations, Report, Target};
-use crate::site::Site;
 
 /// A flow as large as a tenth of the big one, all of whose runs have completed.
 pub(crate) const DONE_FLOW: &str = "AllDone";
@@ -138,8 +138,8 @@ impl Query {
     }
 }
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let settings = site.settings.clone();
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
     let mut report = Report::new(
         "pages",
         format!(
@@ -147,7 +147,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             settings.runs
         ),
     );
-    let (database, daemon) = site.indexed_dataset().await?;
+    let (database, daemon) = env.indexed_dataset().await?;
     daemon.terminate().await;
     let client = database.client().await;
     add_done_flow(&client).await?;

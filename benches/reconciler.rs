@@ -5,33 +5,33 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tokio::time::sleep;
 
+use crate::env::{BenchEnv, cost, reset_costs};
 use crate::report::{Report, Target};
-use crate::site::{Site, cost, forget_costs};
 use crate::usage::{Meter, backends};
 
 const DURATION: Duration = Duration::from_secs(60);
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new(
         "reconciler",
         format!(
             "{} s of a walk over {} runs",
             DURATION.as_secs(),
-            site.settings.runs
+            env.settings.runs
         ),
     );
     ensure!(
-        site.statements,
+        env.statements,
         "the server has no pg_stat_statements, which tells the walk's cost"
     );
-    let (database, daemon) = site.indexed_dataset().await?;
+    let (database, daemon) = env.indexed_dataset().await?;
     let client = database.client().await;
     // The first pass has just ended, and the steady one has begun.
     sleep(Duration::from_secs(2)).await;
     let sessions = Meter::start(backends(&client, Some("status-indexer")).await?);
     let process = Meter::start([daemon.pid()]);
     let compared = daemon.metric("status_indexer_reconciled_total").await;
-    forget_costs(&client).await?;
+    reset_costs(&client).await?;
     sleep(DURATION).await;
     let of_compare = cost(&client, "runs.compare").await?;
     let of_advance = cost(&client, "state.advance").await?;

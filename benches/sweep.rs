@@ -13,10 +13,10 @@ use tokio::time::sleep;
 use tokio_postgres::{Client, Statement};
 
 use crate::dataset::running_runs;
+use crate::env::{BenchEnv, clients, cost, indexed, reset_costs};
 use crate::latency::now_ms;
 use crate::load::open_loop;
 use crate::report::{Durations, Report, Target};
-use crate::site::{Site, clients, cost, forget_costs, indexed};
 use crate::usage::{Meter, backends};
 use testkit::daemon::Daemon;
 use testkit::database::Database;
@@ -54,47 +54,52 @@ select (extract(epoch from pg_xact_commit_timestamp(xmin)) - last_heartbeat_ts -
    and run_number = any ($2)
    and run_status = 'failed'";
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let running = site.settings.running;
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let running = env.settings.running;
     let mut report = Report::new(
         "sweep",
         format!(
             "{running} running runs, heartbeats every {INTERVAL_SECS} s, cutoff {CUTOFF_SECS} s, \
              {LOST} lost over {} s",
-            site.settings.seconds
+            env.settings.seconds
         ),
     );
-    let database = site.empty().await?;
+    let database = env.empty().await?;
     let client = database.client().await;
     let first = running_runs(&client, FLOW, running.try_into()?, 0).await?;
     client.execute(ENDED, &[&FLOW, &100_000_i64]).await?;
     client.batch_execute("vacuum analyze").await?;
     let heart = Heart::of(&database, first, running).await?;
     tokio::select! {
-        done = scenario(site, &mut report, &database, &client, &heart) => done?,
+        done = scenario(env, &mut report, &database, &client, &heart) => done?,
         failed = heart.beat() => failed?,
     }
     Ok(report)
 }
 
 async fn scenario(
-    site: &Site,
+    env: &BenchEnv,
     report: &mut Report,
     database: &Database,
     client: &Client,
     heart: &Heart,
 ) -> Result<()> {
-    let daemon = indexed(database, CUTOFF_SECS, site.settings.tune.as_deref()).await?;
-    quiet(site, report, client, &daemon).await?;
-    lose(site, report, client, &daemon, heart).await?;
+    let daemon = indexed(database, CUTOFF_SECS, env.settings.tune.as_deref()).await?;
+    quiet(env, report, client, &daemon).await?;
+    lose(env, report, client, &daemon, heart).await?;
     daemon.terminate().await;
     Ok(())
 }
 
 /// Nothing expires.
-async fn quiet(site: &Site, report: &mut Report, client: &Client, daemon: &Daemon) -> Result<()> {
-    if site.statements {
-        forget_costs(client).await?;
+async fn quiet(
+    env: &BenchEnv,
+    report: &mut Report,
+    client: &Client,
+    daemon: &Daemon,
+) -> Result<()> {
+    if env.statements {
+        reset_costs(client).await?;
     }
     let meters = [
         Meter::start([daemon.pid()]),
@@ -111,23 +116,23 @@ async fn quiet(site: &Site, report: &mut Report, client: &Client, daemon: &Daemo
         of_daemon + of_sessions,
     );
     report.figure(what, both, "% of a core", Target::Below(2.0));
-    looks(site, report, client, "nothing expires", duration).await
+    looks(env, report, client, "nothing expires", duration).await
 }
 
 /// Some heartbeats stop, scattered over a while; all are called failed in the end.
 async fn lose(
-    site: &Site,
+    env: &BenchEnv,
     report: &mut Report,
     client: &Client,
     daemon: &Daemon,
     heart: &Heart,
 ) -> Result<()> {
     const FAILED: &str = "status_indexer_transitions_total{from=\"running\",reason=\"heartbeat_lost\",to=\"failed\"}";
-    if site.statements {
-        forget_costs(client).await?;
+    if env.statements {
+        reset_costs(client).await?;
     }
     let before = daemon.metric(FAILED).await.unwrap_or(0.0);
-    let spread = Duration::from_secs(site.settings.seconds.try_into()?);
+    let spread = Duration::from_secs(env.settings.seconds.try_into()?);
     let patience = Duration::from_secs(u64::from(CUTOFF_SECS) + INTERVAL_SECS as u64 + 5);
     let lost = heart.runs.min(LOST);
     for index in 0..lost {
@@ -167,17 +172,17 @@ async fn lose(
         "",
         Target::Below(1.0),
     );
-    looks(site, report, client, "meanwhile", spread + patience).await
+    looks(env, report, client, "meanwhile", spread + patience).await
 }
 
 async fn looks(
-    site: &Site,
+    env: &BenchEnv,
     report: &mut Report,
     client: &Client,
     when: &str,
     duration: Duration,
 ) -> Result<()> {
-    if site.statements {
+    if env.statements {
         let looks = cost(client, "runs.due").await?;
         let minutes = duration.as_secs_f64() / 60.0;
         report.record(&format!("{when}: looks"), looks.calls / minutes, "/min");

@@ -4,11 +4,11 @@ use anyhow::Result;
 use tokio::time::Instant;
 
 use crate::baseline;
+use crate::env::{BenchEnv, LONG_CUTOFF_SECS, command};
 use crate::report::{Report, Target, median};
-use crate::site::{LONG_CUTOFF_SECS, Site, command};
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let settings = site.settings.clone();
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
     let mut report = Report::new(
         "verify",
         format!(
@@ -16,7 +16,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             settings.runs, settings.rounds
         ),
     );
-    let (database, daemon) = site.indexed_dataset().await?;
+    let (database, daemon) = env.indexed_dataset().await?;
     daemon.terminate().await;
     let client = database.client().await;
     client.batch_execute("vacuum analyze").await?;

@@ -15,10 +15,10 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
 use crate::dataset::running_runs;
+use crate::env::{BenchEnv, LONG_CUTOFF_SECS, clients, indexed, settled};
 use crate::latency::{INSERT, now_ms};
 use crate::load::closed_loop;
 use crate::report::{Report, Target, median};
-use crate::site::{LONG_CUTOFF_SECS, Site, clients, indexed, settled};
 use crate::sweep::HEARTBEAT;
 use crate::usage::{Meter, backends};
 use testkit::database::Database;
@@ -86,8 +86,8 @@ struct Turn {
     cost_us: f64,
 }
 
-pub(crate) async fn run(site: &mut Site) -> Result<Report> {
-    let settings = site.settings.clone();
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
     let mut report = Report::new(
         "writers",
         format!(
@@ -95,7 +95,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
             settings.clients, settings.turns, settings.turn_seconds, settings.runs
         ),
     );
-    let (database, daemon) = site.indexed_dataset().await?;
+    let (database, daemon) = env.indexed_dataset().await?;
     let client = database.client().await;
     let first = running_runs(&client, FLOW, RUNS, AGE_SECS).await?;
     let writers = Writers::of(database, first, settings.clients).await?;
@@ -122,7 +122,7 @@ pub(crate) async fn run(site: &mut Site) -> Result<Report> {
     }
     daemon.terminate().await;
     drop(writers);
-    hot(site, &mut report).await?;
+    hot(env, &mut report).await?;
     Ok(report)
 }
 
@@ -298,9 +298,9 @@ values ('{FLOW}', '{run}', '{step}', '1', '{field}', '{value}', '{field}', 'test
 }
 
 /// Of heartbeats at the clients' pace, a run's after that of every other, how many are HOT.
-async fn hot(site: &Site, report: &mut Report) -> Result<()> {
-    let before = hot_share(site, false).await?;
-    let after = hot_share(site, true).await?;
+async fn hot(env: &BenchEnv, report: &mut Report) -> Result<()> {
+    let before = hot_share(env, false).await?;
+    let after = hot_share(env, true).await?;
     report.record("HOT heartbeats, before", before * 100.0, "%");
     report.record("HOT heartbeats, with the indexer", after * 100.0, "%");
     report.figure(
@@ -312,18 +312,18 @@ async fn hot(site: &Site, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-async fn hot_share(site: &Site, with: bool) -> Result<f64> {
+async fn hot_share(env: &BenchEnv, with: bool) -> Result<f64> {
     const COUNTS: &str = "\
 select n_tup_upd::float8, n_tup_hot_upd::float8
   from pg_stat_user_tables
  where relname = 'runs_v3'";
     const BEATS: usize = 10;
-    let database = site.empty().await?;
+    let database = env.empty().await?;
     let client = database.client().await;
     let first = running_runs(&client, FLOW, RUNS, AGE_SECS).await?;
     client.batch_execute("vacuum analyze").await?;
     let daemon = if with {
-        Some(indexed(&database, LONG_CUTOFF_SECS, site.settings.tune.as_deref()).await?)
+        Some(indexed(&database, LONG_CUTOFF_SECS, env.settings.tune.as_deref()).await?)
     } else {
         None
     };
@@ -335,7 +335,7 @@ select n_tup_upd::float8, n_tup_hot_upd::float8
     };
     let (updates, hot_updates) = counts().await?;
     {
-        let writers = Writers::of(&database, first, site.settings.clients).await?;
+        let writers = Writers::of(&database, first, env.settings.clients).await?;
         let count = BEATS * usize::try_from(RUNS)?;
         crate::load::open_loop(&writers.sessions, 1e6, count, async |session, index| {
             writers.call(session, Work::PreparedHeartbeats, index).await

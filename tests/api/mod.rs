@@ -1,8 +1,8 @@
-//! The read API over real HTTP, on a real database.
+//! The read API over HTTP, on a real database.
 
 mod contract;
 mod hostile;
-mod life;
+mod lifecycle;
 mod openapi;
 mod plans;
 mod property;

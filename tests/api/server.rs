@@ -1,5 +1,5 @@
-//! A database with the column in it, and the API in front of it, without the stages: statuses are
-//! what the test writes, and nothing corrects them.
+//! The API on a database of the test's own, without the daemon's stages: the statuses are those that
+//! the test writes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -23,8 +23,8 @@ pub(super) const LIMITS: Limits = Limits {
     statement: Duration::from_secs(10),
 };
 
-/// The API on a database of the test's own; both go with it.
-pub(super) struct Site {
+/// The API and its database; both are removed when it is dropped.
+pub(super) struct ApiServer {
     pub(super) database: Database,
     pub(super) client: Client,
     pub(super) metrics: Metrics,
@@ -33,7 +33,7 @@ pub(super) struct Site {
     _stop: DropGuard,
 }
 
-/// What was answered.
+/// An answer.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) code: u16,
@@ -52,7 +52,7 @@ impl Answer {
             .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value.as_str()))
     }
 
-    /// The runs' exposed numbers, as text.
+    /// The numbers of the runs as they are shown, as text.
     pub(super) fn numbers(&self) -> Vec<String> {
         assert_eq!(self.code, 200, "{}", self.text);
         let runs = self.json();
@@ -65,7 +65,7 @@ impl Answer {
     }
 }
 
-impl Site {
+impl ApiServer {
     pub(super) async fn new() -> Self {
         Self::with(LIMITS, SessionMode::Session).await
     }
@@ -76,7 +76,7 @@ impl Site {
         Self::on(database, config, limits, mode).await
     }
 
-    /// The API reads as `config` says.
+    /// The API connects with this configuration.
     pub(super) async fn on(
         database: Database,
         config: Config,
@@ -133,7 +133,7 @@ impl Site {
         format!("http://{}{path}", self.address)
     }
 
-    /// GET of a path with its query, as it stands.
+    /// GET of a path with its query, unchanged.
     pub(super) async fn get(&self, path: &str) -> Answer {
         self.request(reqwest::Method::GET, path).await
     }
@@ -149,11 +149,11 @@ impl Site {
         read(request.send().await.expect("the API answers")).await
     }
 
-    /// Sends bytes as they are and returns the code of what comes back; none where the connection
-    /// was closed without an answer.
+    /// Sends bytes as they are and returns the code of the answer; none where the connection was
+    /// closed without one.
     pub(super) async fn raw(&self, bytes: &[u8]) -> Option<u16> {
         let mut stream = self.dial().await;
-        // It may be closed before it has taken all of them.
+        // The connection may be closed before all bytes are sent.
         let _ = stream.write_all(bytes).await;
         let mut text = Vec::new();
         let _ = stream.read_to_end(&mut text).await;
@@ -167,8 +167,8 @@ impl Site {
             .expect("the API listens")
     }
 
-    /// Has sessions from here on tell the log what they parse.
-    pub(super) async fn tell_parses(&self) {
+    /// Logs what new sessions parse.
+    pub(super) async fn log_parses(&self) {
         let name = self.database.name();
         self.sql(&format!(
             "alter database {name} set log_min_duration_statement = 0"
@@ -176,7 +176,7 @@ impl Site {
         .await;
     }
 
-    /// How many statements were parsed since: under a name, and without one.
+    /// How many statements were parsed since then: named ones, and unnamed ones.
     pub(super) async fn parses(&self) -> (usize, usize) {
         (
             self.logged("  parse s").await,
@@ -184,7 +184,7 @@ impl Site {
         )
     }
 
-    /// How many lines of the server's log about this database hold the text.
+    /// How many lines of the server's log about this database contain the text.
     pub(super) async fn logged(&self, text: &str) -> usize {
         let log = shared().await.log_tail(usize::MAX);
         let place = format!("] {} ", self.database.name());
@@ -193,14 +193,14 @@ impl Site {
             .count()
     }
 
-    /// Locks the runs' table until told to let go, on a session of its own: within a transaction,
-    /// the catalog of sessions stands still.
+    /// Locks the table of runs in a session of its own, until [`unlock`]. (Within a transaction, the
+    /// catalog of sessions would be a snapshot.)
     pub(super) async fn lock(&self) -> Client {
         let blocker = self.database.client().await;
         blocker
             .batch_execute("begin; lock table runs_v3 in access exclusive mode")
             .await
-            .expect("nobody else holds it");
+            .expect("no other session holds the table");
         blocker
     }
 
@@ -228,7 +228,7 @@ pub(super) async fn read(answer: reqwest::Response) -> Answer {
             (name.to_string(), value.to_owned())
         })
         .collect();
-    let text = answer.text().await.expect("the body is whole");
+    let text = answer.text().await.expect("the body is complete");
     Answer {
         code,
         headers,
@@ -248,9 +248,12 @@ pub(super) fn connector(config: Config) -> Connector {
     Connector::new(config, &TlsParams::default()).expect("no TLS needs nothing")
 }
 
-/// Lets go of what [`Site::lock`] locked.
+/// Releases what [`ApiServer::lock`] locked.
 pub(super) async fn unlock(blocker: &Client) {
-    blocker.batch_execute("rollback").await.expect("it lives");
+    blocker
+        .batch_execute("rollback")
+        .await
+        .expect("the session is alive");
 }
 
 async fn install(database: &Database) {

@@ -1,4 +1,4 @@
-//! `status-indexer explain`: what it tells of a run, to people and to programs, and its exit codes.
+//! `status-indexer explain`: its text, its JSON and its exit codes.
 
 use std::process::Output;
 
@@ -8,23 +8,24 @@ use testkit::daemon::Launch;
 use testkit::database::Database;
 use testkit::writer::Writer;
 
-/// A database with the indexer's objects, in which nothing works by itself.
-struct Site {
+/// A database with the indexer's objects, without a daemon.
+struct Installation {
     database: Database,
     writer: Writer,
 }
 
-impl Site {
+impl Installation {
     async fn new() -> Self {
         let database = Database::fresh().await;
         let output = Launch::on(&database).args(&["migrate"]).output().await;
         assert!(output.status.success(), "{output:?}");
         let writer = database.writer().await;
         writer.insert_flow("F").await;
-        let site = Self { database, writer };
-        site.execute("update status_indexer.state set valid_since = now()")
+        let installation = Self { database, writer };
+        installation
+            .execute("update status_indexer.state set valid_since = now()")
             .await;
-        site
+        installation
     }
 
     async fn execute(&self, sql: &str) {
@@ -32,11 +33,11 @@ impl Site {
             .client()
             .batch_execute(sql)
             .await
-            .expect("the tables are there");
+            .expect("the tables exist");
     }
 
-    /// Has everything that waits in the queue applied, as the daemon would.
-    async fn settle(&self) {
+    /// Applies all queued events, as the daemon would.
+    async fn drain(&self) {
         self.execute("select status_indexer.drain(0, 1000, null)")
             .await;
     }
@@ -67,10 +68,10 @@ fn has(text: &str, parts: &[&str]) {
 }
 
 #[tokio::test]
-async fn every_rule_is_told_in_words_and_in_json() {
-    let site = Site::new().await;
-    let now = site.writer.now_secs().await;
-    // Which attempts (milliseconds after `now`), which heartbeat, and what becomes of it.
+async fn every_rule_is_explained_in_text_and_in_json() {
+    let installation = Installation::new().await;
+    let now = installation.writer.now_secs().await;
+    // Evidence (milliseconds after `now`), heartbeat, and the expected explanation.
     let cases = [
         (
             &[
@@ -114,18 +115,20 @@ async fn every_rule_is_told_in_words_and_in_json() {
         (&[], None, "failed", "no_heartbeat", None),
     ];
     for (evidence, heartbeat, status, reason, finished_at) in cases {
-        let run = site.writer.insert_run("F", heartbeat).await;
+        let run = installation.writer.insert_run("F", heartbeat).await;
         for (after, field, value) in evidence {
-            site.writer
+            installation
+                .writer
                 .metadata("F", run, "end", field, value, now * 1000 + after)
                 .await;
         }
-        site.writer
+        installation
+            .writer
             .metadata("F", run, "start", "attempt_ok", "False", now * 1000 + 9)
             .await;
-        site.settle().await;
+        installation.drain().await;
         let name = run.to_string();
-        let text = site.text(&name).await;
+        let text = installation.text(&name).await;
         has(
             &text,
             &[
@@ -137,7 +140,7 @@ async fn every_rule_is_told_in_words_and_in_json() {
             ],
         );
         assert!(!text.contains("step start"), "{text}");
-        let json = site.json(&name).await;
+        let json = installation.json(&name).await;
         assert_eq!(json["status"], status);
         assert_eq!(json["reason"], reason);
         assert_eq!(json["finished_at"], json!(finished_at));
@@ -156,13 +159,19 @@ async fn every_rule_is_told_in_words_and_in_json() {
 
 #[tokio::test]
 async fn the_evidence_is_listed_newest_first() {
-    let site = Site::new().await;
-    let run = site.writer.insert_run("F", None).await;
-    let first = site.writer.attempt("F", run, 1_000).await;
-    let second = site.writer.attempt_ok("F", run, "False", 2_000).await;
-    let third = site.writer.attempt_ok("F", run, "True", 2_000).await;
-    site.settle().await;
-    let text = site.text(&run.to_string()).await;
+    let installation = Installation::new().await;
+    let run = installation.writer.insert_run("F", None).await;
+    let first = installation.writer.attempt("F", run, 1_000).await;
+    let second = installation
+        .writer
+        .attempt_ok("F", run, "False", 2_000)
+        .await;
+    let third = installation
+        .writer
+        .attempt_ok("F", run, "True", 2_000)
+        .await;
+    installation.drain().await;
+    let text = installation.text(&run.to_string()).await;
     has(
         &text,
         &[&format!(
@@ -173,35 +182,35 @@ async fn the_evidence_is_listed_newest_first() {
   attempt     1000  0  (task 1, id {first})"
         )],
     );
-    let bare = site.writer.insert_run("F", None).await;
-    site.settle().await;
+    let bare = installation.writer.insert_run("F", None).await;
+    installation.drain().await;
     has(
-        &site.text(&bare.to_string()).await,
+        &installation.text(&bare.to_string()).await,
         &["end step    no attempt, no attempt_ok"],
     );
 }
 
 #[tokio::test]
-async fn it_says_when_time_alone_changes_the_status() {
-    let site = Site::new().await;
-    let now = site.writer.now_secs().await;
-    let fresh = site.writer.insert_run("F", Some(now - 60)).await;
-    let ahead = site.writer.insert_run("F", Some(now + 3_600)).await;
-    let lost = site.writer.insert_run("F", Some(now - 3_600)).await;
-    site.settle().await;
-    let text = site.text(&fresh.to_string()).await;
+async fn the_next_change_by_time_alone_is_shown() {
+    let installation = Installation::new().await;
+    let now = installation.writer.now_secs().await;
+    let fresh = installation.writer.insert_run("F", Some(now - 60)).await;
+    let ahead = installation.writer.insert_run("F", Some(now + 3_600)).await;
+    let lost = installation.writer.insert_run("F", Some(now - 3_600)).await;
+    installation.drain().await;
+    let text = installation.text(&fresh.to_string()).await;
     has(
         &text,
         &[&format!("changes   to failed at {}, in ", now + 300)],
     );
-    let text = site.text(&ahead.to_string()).await;
+    let text = installation.text(&ahead.to_string()).await;
     has(
         &text,
         &[&format!("changes   to running at {}, in ", now + 3_240)],
     );
-    let text = site.text(&lost.to_string()).await;
+    let text = installation.text(&lost.to_string()).await;
     has(&text, &["changes   not by time alone"]);
-    let json = site.json(&ahead.to_string()).await;
+    let json = installation.json(&ahead.to_string()).await;
     #[expect(clippy::cast_precision_loss, reason = "the clock's seconds fit")]
     let at = (now + 3_240) as f64;
     assert_eq!(json["next_change_secs"].as_f64(), Some(at));
@@ -210,13 +219,14 @@ async fn it_says_when_time_alone_changes_the_status() {
 
 #[tokio::test]
 async fn a_run_is_found_by_its_number_and_by_its_own_id() {
-    let site = Site::new().await;
-    site.execute(
-        "insert into runs_v3 (flow_id, run_number, run_id, ts_epoch)
+    let installation = Installation::new().await;
+    installation
+        .execute(
+            "insert into runs_v3 (flow_id, run_number, run_id, ts_epoch)
          values ('F', 7, 'argo-x''y', 0), ('F', 8, '7', 0), ('F', 9, '12345678901234567890', 0)",
-    )
-    .await;
-    site.settle().await;
+        )
+        .await;
+    installation.drain().await;
     for (name, run) in [
         ("7", 7),
         ("argo-x'y", 7),
@@ -224,16 +234,19 @@ async fn a_run_is_found_by_its_number_and_by_its_own_id() {
         ("9", 9),
         ("12345678901234567890", 9),
     ] {
-        let json = site.json(name).await;
+        let json = installation.json(name).await;
         assert_eq!(json["run_number"], run, "{name}");
     }
-    has(&site.text("7").await, &["run       F/7  (run_id argo-x'y)"]);
+    has(
+        &installation.text("7").await,
+        &["run       F/7  (run_id argo-x'y)"],
+    );
 }
 
 #[tokio::test]
 async fn an_unknown_run_exits_2() {
-    let site = Site::new().await;
-    let run = site.writer.insert_run("F", None).await.to_string();
+    let installation = Installation::new().await;
+    let run = installation.writer.insert_run("F", None).await.to_string();
     for args in [
         ["F", "999"],
         ["G", run.as_str()],
@@ -243,64 +256,70 @@ async fn an_unknown_run_exits_2() {
         ["F", "99999999999"],
         ["F", "-1"],
     ] {
-        // A number may begin with a minus, which is no flag then.
+        // A number may begin with a minus, which must not be taken for a flag.
         let args = [&["--"], &args[..]].concat();
-        let output = site.explain(&args).await;
+        let output = installation.explain(&args).await;
         assert_eq!(output.status.code(), Some(2), "{args:?} {output:?}");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("there is no run "), "{said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains("there is no run "), "{message}");
         assert!(output.stdout.is_empty());
     }
 }
 
 #[tokio::test]
-async fn a_disagreement_exits_1_unless_something_explains_it() {
-    let site = Site::new().await;
-    let run = site.writer.insert_run("F", None).await;
+async fn drift_exits_1_and_a_pending_event_explains_a_difference() {
+    let installation = Installation::new().await;
+    let run = installation.writer.insert_run("F", None).await;
     let name = run.to_string();
-    // Its event waits.
+    // Its event is in the queue.
     has(
-        &site.text(&name).await,
+        &installation.text(&name).await,
         &["stored    running (differs; an event waits in the queue)"],
     );
-    assert_eq!(site.json(&name).await["queued"], true);
-    site.settle().await;
+    assert_eq!(installation.json(&name).await["queued"], true);
+    installation.drain().await;
 
-    site.execute("update runs_v3 set run_status = 'completed'")
+    installation
+        .execute("update runs_v3 set run_status = 'completed'")
         .await;
     for args in [&["F", &name][..], &["F", &name, "--json"]] {
-        let output = site.explain(args).await;
+        let output = installation.explain(args).await;
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        let said = String::from_utf8_lossy(&output.stdout);
+        let message = String::from_utf8_lossy(&output.stdout);
         let wanted = if args.len() == 2 {
             "stored    completed (DIFFERS, and nothing waits that would explain it)"
         } else {
             "\"agrees\": false"
         };
-        assert!(said.contains(wanted), "{said}");
+        assert!(message.contains(wanted), "{message}");
     }
 
-    site.execute("update status_indexer.state set valid_since = null")
+    installation
+        .execute("update status_indexer.state set valid_since = null")
         .await;
     has(
-        &site.text(&name).await,
+        &installation.text(&name).await,
         &["stored    completed (differs; the first pass is not done)"],
     );
-    site.execute("update runs_v3 set run_status = 'failed'")
+    installation
+        .execute("update runs_v3 set run_status = 'failed'")
         .await;
     has(
-        &site.text(&name).await,
+        &installation.text(&name).await,
         &["stored    failed (agrees, but the first pass is not done"],
     );
 }
 
 #[tokio::test]
-async fn a_value_that_is_no_boolean_is_pointed_out() {
-    let site = Site::new().await;
-    let run = site.writer.insert_run("F", None).await;
-    site.writer.attempt_ok("F", run, "\"True\"", 1).await;
-    site.settle().await;
-    let text = site.text(&run.to_string()).await;
+async fn a_value_that_is_not_a_boolean_is_pointed_out() {
+    let installation = Installation::new().await;
+    let run = installation.writer.insert_run("F", None).await;
+    installation
+        .writer
+        .attempt_ok("F", run, "\"True\"", 1)
+        .await;
+    installation.drain().await;
+    let text = installation.text(&run.to_string()).await;
     has(
         &text,
         &[
@@ -309,47 +328,53 @@ async fn a_value_that_is_no_boolean_is_pointed_out() {
             "attempt_ok  1  \"True\"  (task 1, id ",
         ],
     );
-    let json = site.json(&run.to_string()).await;
+    let json = installation.json(&run.to_string()).await;
     assert_eq!(json["evidence"]["attempt_ok_is_boolean"], false);
     assert_eq!(json["evidence"]["attempt_ok"], "\"True\"");
 }
 
 #[tokio::test]
-async fn numbers_at_the_end_of_their_type_are_told() {
-    let site = Site::new().await;
+async fn numbers_at_the_limits_of_their_type_are_shown() {
+    let installation = Installation::new().await;
     for heartbeat in [i64::MIN, i64::MAX] {
-        let run = site.writer.insert_run("F", Some(heartbeat)).await;
-        site.writer.attempt_ok("F", run, "?", i64::MIN).await;
-        site.writer.attempt("F", run, i64::MAX).await;
-        site.settle().await;
+        let run = installation.writer.insert_run("F", Some(heartbeat)).await;
+        installation
+            .writer
+            .attempt_ok("F", run, "?", i64::MIN)
+            .await;
+        installation.writer.attempt("F", run, i64::MAX).await;
+        installation.drain().await;
         let name = run.to_string();
         has(
-            &site.text(&name).await,
+            &installation.text(&name).await,
             &["failed (heartbeat_lost)", &heartbeat.to_string()],
         );
-        let json = site.json(&name).await;
+        let json = installation.json(&name).await;
         assert_eq!(json["evidence"]["last_heartbeat_ts"], heartbeat);
         assert_eq!(json["evidence"]["rows"][0]["ts_epoch"], i64::MAX);
     }
 }
 
 #[tokio::test]
-async fn another_cutoff_than_the_databases_is_warned_of_and_not_used() {
-    let site = Site::new().await;
-    let now = site.writer.now_secs().await;
-    let run = site
+async fn a_configured_cutoff_that_differs_from_the_stored_one_is_ignored_with_a_warning() {
+    let installation = Installation::new().await;
+    let now = installation.writer.now_secs().await;
+    let run = installation
         .writer
         .insert_run("F", Some(now - 100))
         .await
         .to_string();
-    site.settle().await;
-    let output = site.explain(&["F", &run, "--cutoff", "30"]).await;
+    installation.drain().await;
+    let output = installation.explain(&["F", &run, "--cutoff", "30"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    let (said, warned) = (
+    let (message, warned) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
-    has(&said, &["status    running (heartbeat)", "cutoff    360 s"]);
+    has(
+        &message,
+        &["status    running (heartbeat)", "cutoff    360 s"],
+    );
     has(
         &warned,
         &[
@@ -358,12 +383,12 @@ async fn another_cutoff_than_the_databases_is_warned_of_and_not_used() {
             "\"stored\":360",
         ],
     );
-    let output = site.explain(&["F", &run, "--cutoff", "360"]).await;
+    let output = installation.explain(&["F", &run, "--cutoff", "360"]).await;
     assert!(output.stderr.is_empty(), "{output:?}");
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_exits_2() {
+async fn a_database_that_cannot_answer_exits_2() {
     let database = Database::fresh().await;
     let output = Launch::on(&database)
         .args(&["explain", "F", "1"])

@@ -1,4 +1,4 @@
-//! What an operator meets at a shell: variables of charts, pipes, and the wrong order of things.
+//! What operators do: empty variables, closed pipes, removal under a running daemon, grants.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use testkit::wait::eventually;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn a_variable_that_is_empty_counts_as_unset() {
+async fn empty_variables_of_a_chart_count_as_unset() {
     let database = Database::fresh().await;
     let mut launch = Launch::on(&database).args(&["migrate", "up"]);
     for name in [
@@ -39,7 +39,7 @@ async fn a_variable_that_is_empty_counts_as_unset() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_seen_enough_is_no_failure() {
+async fn a_closed_standard_output_is_not_a_failure() {
     let database = Database::fresh().await;
     let commands = [&["migrate", "status"][..], &["verify"], &["backfill"]];
     let launch = Launch::on(&database).args(&["migrate", "up"]);
@@ -63,7 +63,7 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 #[tokio::test]
-async fn removing_is_quiet_also_where_there_is_nothing_left() {
+async fn down_logs_only_its_own_lines_also_where_nothing_is_installed() {
     let database = Database::fresh().await;
     for _ in 0..2 {
         let output = Launch::on(&database)
@@ -80,7 +80,7 @@ async fn removing_is_quiet_also_where_there_is_nothing_left() {
 }
 
 #[tokio::test]
-async fn a_daemon_whose_objects_are_gone_is_not_ready() {
+async fn a_daemon_whose_objects_were_dropped_is_not_ready() {
     let database = Database::fresh().await;
     let daemon = Launch::on(&database).start().await;
     let output = Launch::on(&database)
@@ -96,7 +96,7 @@ async fn a_daemon_whose_objects_are_gone_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_view_needs_a_grant_on_nothing_else() {
+async fn a_reader_of_the_view_needs_no_other_grant() {
     let database = Database::fresh().await;
     let _daemon = Launch::on(&database).start().await;
     let writer = database.writer().await;
@@ -116,6 +116,6 @@ grant select on status_indexer.run_status to reader_of_the_view";
     let row = reader
         .query_one("select run_status from status_indexer.run_status", &[])
         .await
-        .expect("the view is enough");
+        .expect("the grant on the view is enough");
     assert_eq!(row.get::<_, Option<&str>>(0), Some("running"));
 }

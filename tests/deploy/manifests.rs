@@ -1,4 +1,4 @@
-//! The Dockerfile and the manifests against the binary.
+//! The Dockerfile and the manifests of Kubernetes and Prometheus against the binary.
 
 use clap::CommandFactory as _;
 use serde_json::Value;
@@ -22,7 +22,7 @@ fn documents() -> Vec<(String, Value)> {
     found
 }
 
-/// Our containers, ordinary ones and those that run before or beside them, with their pod.
+/// Our containers and init containers, each with its pod.
 fn containers() -> Vec<(String, Value, Value)> {
     let mut found = Vec::new();
     for (name, document) in documents() {
@@ -45,7 +45,7 @@ fn strings(list: &Value) -> Vec<&str> {
     items.iter().filter_map(Value::as_str).collect()
 }
 
-/// The port that the daemon listens on for metrics when nobody says otherwise.
+/// The default port of the daemon's metrics.
 fn default_port() -> i64 {
     let cli = Cli::command();
     let flag = flags(&cli)
@@ -58,7 +58,7 @@ fn default_port() -> i64 {
 }
 
 #[test]
-fn the_manifests_say_only_what_the_binary_takes() {
+fn the_manifests_use_only_options_and_variables_of_the_binary() {
     let cli = Cli::command();
     let variables: Vec<_> = flags(&cli)
         .into_iter()
@@ -86,7 +86,7 @@ fn the_manifests_say_only_what_the_binary_takes() {
 }
 
 #[test]
-fn ports_and_probes_agree_with_what_is_listened_on() {
+fn ports_and_probes_agree_with_the_daemons_listeners() {
     let port = default_port();
     for (name, _, container) in containers() {
         let args = strings(&container["args"]);
@@ -147,7 +147,7 @@ fn every_container_of_ours_is_locked_down_and_bounded() {
 }
 
 #[test]
-fn the_image_is_built_from_files_that_are_there() {
+fn the_image_is_built_from_existing_files() {
     let dockerfile = text("deploy/Dockerfile");
     let ignored = text(".dockerignore");
     let mut copied = Vec::new();
@@ -165,7 +165,7 @@ fn the_image_is_built_from_files_that_are_there() {
             "{source}"
         );
     }
-    // What the sources embed must be copied with them.
+    // The sources, what they embed, and the manifests of the workspace.
     for needed in ["Cargo.toml", "Cargo.lock", "src", "migrations", "crates"] {
         assert!(copied.iter().any(|source| source == needed), "{needed}");
     }

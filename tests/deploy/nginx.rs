@@ -1,8 +1,8 @@
 //! The configuration of `deploy/nginx` in a real nginx, with two small servers behind it.
 //!
-//! Owns the promises about who is asked what. The servers stand for the metadata service and for the
-//! indexer's API; they write down what reaches them and say who they are. Only addresses and the
-//! time that a silent server is waited for are changed in the file.
+//! Owns the promises about which request is sent where. The servers stand for the metadata service
+//! and for the indexer's API; they record the requests that reach them, and their answers name them.
+//! Only addresses and the timeout for an unresponsive server are changed in the file.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -26,7 +26,7 @@ use testkit::wait::within;
 const CONFIG: &str = include_str!("../../deploy/nginx/status-indexer.conf");
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What reached a server.
+/// A request that reached a server.
 #[derive(Debug, Clone)]
 struct Seen {
     method: Method,
@@ -46,7 +46,7 @@ struct Backend {
 struct Shared {
     name: &'static str,
     seen: Mutex<Vec<Seen>>,
-    /// What it answers, and with which header beside its own.
+    /// Its answer, with an additional header.
     answer: Mutex<(StatusCode, Option<(&'static str, &'static str)>)>,
 }
 
@@ -85,7 +85,7 @@ impl Backend {
         lock(&self.shared.seen).clone()
     }
 
-    /// Nothing listens at its address from now on, and its connections are closed.
+    /// Stops listening and closes its connections.
     async fn stop(&mut self) {
         self.server = None;
         within(PATIENCE, "the port is closed", async {
@@ -96,7 +96,7 @@ impl Backend {
         .await;
     }
 
-    /// From now on connections are made, and nothing is ever said.
+    /// Accepts connections from now on, and never answers.
     async fn hang(&mut self) -> TcpListener {
         self.stop().await;
         TcpListener::bind(self.address)
@@ -133,7 +133,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// nginx and what is behind it.
+/// nginx and the two servers.
 struct Front {
     service: Backend,
     indexer: Backend,
@@ -148,7 +148,7 @@ impl Front {
         let service = Backend::start("service").await;
         let indexer = Backend::start("indexer").await;
         let directory = tempfile::tempdir().expect("a directory");
-        // Somebody else may take the port before nginx does: then with another one.
+        // Another process may take the port before nginx does: then try another one.
         for _ in 0..5 {
             let address = free_address().await;
             write_config(directory.path(), address, &service, &indexer);
@@ -219,7 +219,7 @@ fn write_config(directory: &Path, listen: SocketAddr, service: &Backend, indexer
     std::fs::write(directory.join("nginx.conf"), main).expect("a file of ours");
 }
 
-/// nginx as one process, which ends with the test whatever happens to it.
+/// nginx as one process, which ends with the test in any case.
 struct Nginx {
     process: Child,
     watchdog: std::process::Child,
@@ -227,7 +227,7 @@ struct Nginx {
 
 impl Nginx {
     fn start(directory: &Path) -> Self {
-        // Debian keeps it where only root looks.
+        // Debian installs it outside of the users' PATH.
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
         let process = Command::new("nginx")
             .args(["-e", "error.log", "-c", "nginx.conf", "-p"])
@@ -255,7 +255,7 @@ impl Drop for Nginx {
     }
 }
 
-/// Whether it comes to listen, and not to its end.
+/// Whether it listens in the end, rather than exits.
 async fn listens(nginx: &mut Nginx, address: SocketAddr) -> bool {
     within(PATIENCE, "nginx listens or ends", async {
         loop {
@@ -272,7 +272,7 @@ async fn listens(nginx: &mut Nginx, address: SocketAddr) -> bool {
 }
 
 #[tokio::test]
-async fn the_indexer_is_asked_for_the_lists_of_runs_and_the_service_for_everything_else() {
+async fn lists_of_runs_are_sent_to_the_indexer_and_everything_else_to_the_service() {
     let front = Front::start().await;
     let requests = [
         ("GET", "/flows/F/runs", "indexer"),
@@ -286,7 +286,7 @@ async fn the_indexer_is_asked_for_the_lists_of_runs_and_the_service_for_everythi
         ("GET", "/flows/%C3%BC%20%3F/runs?user=%26", "indexer"),
         ("GET", "/flows/F/runs/7/status", "indexer"),
         ("GET", "/flows/F/runs/argo-x%2F1/status?a=b", "indexer"),
-        // The flow `a/runs` itself, and paths that only look alike once decoded.
+        // The flow `a/runs` itself, and paths that are only similar after decoding.
         ("GET", "/flows/a%2Fruns", "service"),
         ("GET", "/flows/F%2Fruns?status=failed", "service"),
         ("GET", "/flows/F/runs%3Fstatus=failed", "service"),
@@ -319,7 +319,7 @@ async fn the_indexer_is_asked_for_the_lists_of_runs_and_the_service_for_everythi
         assert_eq!(code, 200, "{method} {target}");
         assert!(method == "HEAD" || body == who, "{method} {target}: {body}");
         let seen = backend.seen().pop().expect("it was asked");
-        // As it came, byte for byte.
+        // Unchanged, byte for byte.
         assert_eq!(
             (seen.method.as_str(), seen.target.as_str()),
             (method, target)
@@ -331,7 +331,7 @@ async fn the_indexer_is_asked_for_the_lists_of_runs_and_the_service_for_everythi
 }
 
 #[tokio::test]
-async fn headers_and_large_bodies_arrive_both_ways() {
+async fn headers_and_large_bodies_pass_in_both_directions() {
     let front = Front::start().await;
     front.indexer.answers(200, Some(("X-Next-Cursor", "e30=")));
     for (method, target, backend) in [
@@ -365,23 +365,23 @@ async fn headers_and_large_bodies_arrive_both_ways() {
 async fn the_service_answers_when_the_indexer_cannot() {
     let mut front = Front::start().await;
     let list = "/flows/a%2Fb/runs?status=failed";
-    // It says so itself: the column is not to be believed yet, or its database is away.
+    // It answers so itself: the column is not valid yet, or its database is away.
     front.indexer.answers(503, None);
     assert_eq!(front.ask("GET", list).await, (200, "service".to_owned()));
     assert_eq!(front.service.seen()[0].target, list);
-    // It is not there.
+    // It does not listen.
     front.indexer.stop().await;
     for _ in 0..5 {
         assert_eq!(front.ask("GET", list).await, (200, "service".to_owned()));
     }
     assert_eq!(front.service.seen().len(), 6);
-    // What only the indexer knows is not asked of the service.
+    // Requests that only the indexer understands are not sent to the service.
     let (code, _) = front.ask("GET", "/flows/F/runs/7/status").await;
     assert_eq!((code, front.service.seen().len()), (502, 6));
 }
 
 #[tokio::test]
-async fn an_indexer_that_has_too_much_to_do_does_not_pass_it_on() {
+async fn a_503_of_an_overloaded_indexer_is_not_passed_on_to_the_service() {
     let front = Front::start().await;
     front.indexer.answers(503, Some(("Retry-After", "3")));
     let answer = front
@@ -395,7 +395,7 @@ async fn an_indexer_that_has_too_much_to_do_does_not_pass_it_on() {
 }
 
 #[tokio::test]
-async fn refusals_are_the_clients_and_no_request_is_sent_twice() {
+async fn refusals_reach_the_client_and_no_request_is_sent_twice() {
     let front = Front::start().await;
     for code in [400, 405, 414, 500] {
         front.indexer.answers(code, None);
@@ -412,7 +412,7 @@ async fn refusals_are_the_clients_and_no_request_is_sent_twice() {
 }
 
 #[tokio::test]
-async fn a_silent_indexer_is_waited_for_twice_and_then_left_alone_for_a_while() {
+async fn an_unresponsive_indexer_is_tried_twice_and_then_avoided_for_a_while() {
     let mut front = Front::start().await;
     let _silent = front.indexer.hang().await;
     let start = Instant::now();

@@ -1,7 +1,8 @@
-//! The plug-in of `deploy/metadata-service`, in a process that has the metadata service's shape.
+//! The plug-in of `deploy/metadata-service`, in a process with the metadata service's structure.
 //!
 //! Owns the promises about when the column answers and when the service's own joins do. The host in
-//! `tests/deploy/plugin` is ours and small; it stands for the service, with a real pool on a real server.
+//! `tests/deploy/plugin` is ours and small; it stands for the service, with a real connection pool on
+//! a real server.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -22,7 +23,7 @@ use testkit::writer::Writer;
 const PATIENCE: Duration = Duration::from_secs(20);
 const SERVICE: &str = "services.metadata_service.server";
 
-/// The fingerprint of the host's joins, as the plug-in tells it.
+/// The fingerprint of the host's joins, as the plug-in logs it.
 const HOST_JOINS: &str = "7819b9ee";
 
 const ON: &str = "status filters read the column run_status";
@@ -34,7 +35,7 @@ struct Service {
 }
 
 impl Service {
-    /// With the plug-in in `PYTHONPATH` and a look every tenth of a second.
+    /// With the plug-in in `PYTHONPATH` and a check every tenth of a second.
     fn on(database: &Database) -> Self {
         Self::at(database.url())
     }
@@ -74,7 +75,7 @@ impl Service {
         self
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts it and waits until it answers.
     async fn start(mut self) -> Running {
         let mut process = self
             .command
@@ -105,7 +106,7 @@ impl Service {
     }
 }
 
-/// The host at work. It ends with its input, so also when the test's process is killed.
+/// A running host. It ends with its input, so also when the test's process is killed.
 struct Running {
     questions: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
@@ -113,7 +114,7 @@ struct Running {
     _process: Child,
 }
 
-/// An answer: the runs' numbers, newest first, and whether the joins gave it.
+/// An answer: the numbers of the runs, newest first, and whether it came from the joins.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     runs: Vec<i32>,
@@ -141,7 +142,7 @@ impl Running {
         serde_json::from_str(&line).expect("it answers in JSON")
     }
 
-    /// The flow's runs of a status. Never anything but an answer, whatever happens below.
+    /// The flow's runs of a status. Always an answer, whatever happens to the database.
     async fn ask(&mut self, status: &str) -> Answer {
         let question = format!("{}\n", json!({"flow": "F", "status": status}));
         let written = self.questions.write_all(question.as_bytes()).await;
@@ -164,7 +165,7 @@ impl Running {
         lock(&self.log).clone()
     }
 
-    /// What the plug-in has said, without who said it.
+    /// The plug-in's log messages, without the logger's name.
     fn said(&self) -> Vec<String> {
         let log = self.log();
         let ours = log.iter().filter_map(|line| {
@@ -174,7 +175,7 @@ impl Running {
         ours.collect()
     }
 
-    /// Waits until the last thing it has said is this.
+    /// Waits until this is its last log message.
     async fn says(&self, text: &str) {
         let what = format!("it says {text}");
         let waited = tokio::time::timeout(
@@ -205,7 +206,7 @@ fn python_path(directories: &[PathBuf]) -> String {
     joined.into_string().expect("our paths are text")
 }
 
-/// A Python that has what the service has: the system's, where the first in the path has not.
+/// A Python with the service's packages: the first in PATH, or the system's.
 fn python() -> &'static str {
     static PYTHON: OnceLock<&str> = OnceLock::new();
     PYTHON.get_or_init(|| {
@@ -233,7 +234,7 @@ async fn three_runs(writer: &Writer) -> [i32; 3] {
     runs
 }
 
-/// Everything in place: three runs, an indexer, and a service that reads the column.
+/// Three runs, an indexer, and a service that reads the column.
 struct Site {
     database: Database,
     admin: Client,
@@ -270,7 +271,7 @@ impl Site {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_joins_answer_until_the_column_is_believable_and_the_column_from_then_on() {
+async fn the_joins_answer_until_the_column_is_valid_and_then_the_column() {
     let database = Database::fresh().await;
     let [first, second, third] = three_runs(&database.writer().await).await;
     let mut service = Service::on(&database).start().await;
@@ -290,8 +291,8 @@ async fn the_joins_answer_until_the_column_is_believable_and_the_column_from_the
     assert_eq!(service.ask("failed").await, column(&[third, first]));
     assert_eq!(service.ask("completed").await, column(&[second]));
     assert_eq!(service.ask("running").await, column(&[]));
-    // One line for each change, however many looks there were. A look may fall between two steps of
-    // the migration, which has a doubt of its own.
+    // One line per change, however many checks there were. A check between two steps of the migration
+    // has a doubt of its own.
     let said = service.said();
     let [absent, between @ .., unfinished, on] = said.as_slice() else {
         panic!("too little was said: {said:?}");
@@ -324,12 +325,12 @@ select * from (select runs_v3.flow_id as flow_id, runs_v3.run_number as run_numb
     let plan: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
     assert!(plan[1].contains("status_indexer_listing"), "{plan:#?}");
     assert!(plan[2].contains("ROW(ts_epoch, run_number) <"), "{plan:#?}");
-    // A limit, a scan, its condition: no sort, no filter.
+    // A limit and an index scan with its condition: no sort, no filter.
     assert_eq!(plan.len(), 3, "{plan:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_joins_are_back_when_the_column_is_in_doubt_and_gone_when_it_is_not() {
+async fn the_joins_answer_again_while_the_column_is_in_doubt() {
     let mut site = Site::start().await;
     let failed = site.failed;
     let doubts = [
@@ -354,7 +355,7 @@ async fn the_joins_are_back_when_the_column_is_in_doubt_and_gone_when_it_is_not(
             "a table other than runs_v3",
         ),
     ];
-    // Nobody else writes the state meanwhile.
+    // No daemon writes the state meanwhile.
     site.daemon.freeze().await;
     for (doubt, relief, text) in doubts {
         site.sql(doubt).await;
@@ -372,10 +373,10 @@ async fn the_joins_are_back_when_the_column_is_in_doubt_and_gone_when_it_is_not(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_column_that_nobody_keeps_is_in_doubt() {
+async fn a_column_without_a_running_daemon_is_in_doubt() {
     let mut site = Site::start().await;
     site.daemon.kill9().await;
-    // Events that wait.
+    // Queued events.
     let writer = site.database.writer().await;
     writer
         .attempt("F", site.failed[0], writer.now_ms().await + 1000)
@@ -392,7 +393,7 @@ async fn a_column_that_nobody_keeps_is_in_doubt() {
     site.sql("delete from status_indexer.queue").await;
     site.service.says(ON).await;
 
-    // Time that goes by: a run whose heartbeat stopped, written so that no event tells of it.
+    // A passed deadline: a run whose heartbeat stopped, written without an event.
     let silently = "set session_replication_role = replica;";
     let stop =
         "insert into runs_v3 (flow_id, ts_epoch, tags, system_tags, last_heartbeat_ts, run_status)
@@ -404,7 +405,7 @@ async fn a_column_that_nobody_keeps_is_in_doubt() {
         .await;
     assert!(site.service.ask("failed").await.joined);
 
-    // An indexer sees to both, and all is well.
+    // A daemon handles both, and the doubt ends.
     let _daemon = Launch::on(&site.database).start().await;
     site.service.says(ON).await;
     assert_eq!(
@@ -415,7 +416,7 @@ async fn a_column_that_nobody_keeps_is_in_doubt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_retries_for_ever_is_no_doubt() {
+async fn a_run_that_is_retried_for_ever_raises_no_doubt() {
     let site = Site::start().await;
     let writer = site.database.writer().await;
     let old = writer.now_secs().await - 10_000;
@@ -426,7 +427,7 @@ async fn a_run_that_retries_for_ever_is_no_doubt() {
         writer.status("F", run).await == "running"
     })
     .await;
-    // Several looks go by, as the queue's doubt shows when it comes.
+    // Several checks pass; the doubt about the queue shows when they have.
     site.daemon.freeze().await;
     site.sql("insert into status_indexer.queue (flow_id, run_number, enqueued_at) values ('F', 1, now() - interval '2 min')").await;
     site.service
@@ -439,7 +440,7 @@ async fn a_run_that_retries_for_ever_is_no_doubt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_column_that_goes_between_two_looks_costs_no_answer() {
+async fn a_column_dropped_between_two_checks_costs_no_answer() {
     let mut site = Site::with(|service| service.env("STATUS_INDEXER_PLUGIN_SECONDS", "3600")).await;
     let failed = site.failed;
     assert_eq!(site.service.ask("failed").await, column(&failed));
@@ -459,7 +460,7 @@ async fn a_column_that_goes_between_two_looks_costs_no_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looks_that_get_no_answer_keep_nobody_waiting_and_turn_it_off_in_the_end() {
+async fn checks_without_an_answer_delay_no_request_and_disable_the_column() {
     let mut site = Site::start().await;
     let failed = site.failed;
     let holder = site.database.client().await;
@@ -476,7 +477,7 @@ async fn looks_that_get_no_answer_keep_nobody_waiting_and_turn_it_off_in_the_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_whose_role_may_not_look_keeps_its_joins() {
+async fn a_service_without_the_privileges_keeps_its_joins() {
     let site = Site::start().await;
     site.sql(&format!(
         "create role {0} login; grant select on runs_v3, metadata_v3 to {0}",
@@ -492,7 +493,7 @@ async fn a_service_whose_role_may_not_look_keeps_its_joins() {
         .says("the service's role needs usage on schema status_indexer")
         .await;
     assert_eq!(service.ask("failed").await, joins(&site.failed));
-    // What the README says to grant is enough.
+    // The grants of the README suffice.
     site.sql(&format!(
         "grant usage on schema status_indexer to {0}; grant select on status_indexer.state, status_indexer.queue to {0}",
         site.database.name()
@@ -509,7 +510,7 @@ async fn a_service_whose_role_may_not_look_keeps_its_joins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_falls_silent_and_comes_back_needs_no_restart() {
+async fn an_unresponsive_database_that_recovers_needs_no_restart() {
     let database = Database::fresh().await;
     let [first, _, third] = three_runs(&database.writer().await).await;
     let _daemon = Launch::on(&database).start().await;
@@ -519,7 +520,7 @@ async fn a_database_that_falls_silent_and_comes_back_needs_no_restart() {
         .await;
     service.says(ON).await;
     proxy.cut();
-    // The host has no retry of its own; the plug-in's looks meet the broken connections first.
+    // The host does not retry; the plug-in's checks meet the broken connections first.
     eventually(PATIENCE, "it has looked", async || {
         let looks = "select from pg_stat_activity where query like '-- plugin.state%' and datname = current_database()";
         let client = database.client().await;
@@ -531,7 +532,7 @@ async fn a_database_that_falls_silent_and_comes_back_needs_no_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_of_another_shape_is_left_alone() {
+async fn a_service_with_another_structure_is_not_changed() {
     let site = Site::start().await;
     let unknown = Service::on(&site.database).env("STATUS_INDEXER_PLUGIN_ACCEPT", "");
     let mut service = unknown.start().await;
@@ -556,7 +557,7 @@ async fn a_service_of_another_shape_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_loads_by_path_or_by_command_and_hides_nobody_elses_sitecustomize() {
+async fn the_plugin_loads_by_path_or_command_and_hides_no_other_sitecustomize() {
     let site = Site::start().await;
     let others = tempfile::tempdir().expect("a directory");
     let greeting = "import sys; print('another was here', file=sys.stderr)";
@@ -568,7 +569,7 @@ async fn it_loads_by_path_or_by_command_and_hides_nobody_elses_sitecustomize() {
     service.says(ON).await;
     assert!(service.log().iter().any(|line| line == "another was here"));
 
-    // Where another comes first and does not pass on, the command is the way.
+    // Where another sitecustomize comes first and does not continue the search, the command works.
     let path = [others, deployed(), host()];
     let mut service = Service::on(&site.database).path(&path).start().await;
     assert!(service.ask("failed").await.joined);

@@ -1,4 +1,4 @@
-//! The daemon and the server killed without warning, at the worst moment.
+//! The daemon and the server are killed with SIGKILL, at the worst moment.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ select count(*)
     for id in &ids {
         writer.attempt_ok("F", *id, "True", now).await;
     }
-    eventually(PATIENCE, "a batch is in flight", async || {
+    eventually(PATIENCE, "a batch is being applied", async || {
         drain_is_stuck(&watcher, "victim").await
     })
     .await;
@@ -69,7 +69,7 @@ select count(*)
         "an event is claimed if and only if it is applied"
     );
     if !release_at_once {
-        assert_eq!(super::waiting(&watcher).await, 30);
+        assert_eq!(super::queued(&watcher).await, 30);
         run(&holder, "commit").await;
     }
 
@@ -86,11 +86,12 @@ async fn a_daemon_killed_between_claim_and_commit_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_outlives_its_daemon_is_done_whole_or_not_at_all() {
+async fn a_batch_that_outlives_its_daemon_is_atomic() {
     kill_between_claim_and_commit(true).await;
 }
 
-/// Asks `/healthz` all the time until told to stop; how often, and what it said other than 200.
+/// Requests `/healthz` continuously until stopped; returns the number of requests, and the answers
+/// other than 200.
 async fn watch_health(address: SocketAddr, stop: Arc<AtomicBool>) -> (u32, Vec<String>) {
     let url = format!("http://{address}/healthz");
     let client = reqwest::Client::builder().no_proxy().build();
@@ -112,10 +113,10 @@ async fn readiness(daemon: &Daemon) -> Option<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_killed_under_load_comes_back_with_every_status_right() {
+async fn every_status_is_right_after_a_server_crash_under_load() {
     let seed = Seed::from_env();
-    // Durable, so that what a writer was told is committed survives; the daemon's own commits are
-    // asynchronous, and a crash undoes some of them.
+    // Durable, so that the writers' commits survive; the daemon's own commits are asynchronous, and a
+    // crash undoes some of them.
     let options = Options::default()
         .set("fsync", "on")
         .set("full_page_writes", "on");

@@ -1,4 +1,4 @@
-//! Two daemons on one database, and what happens to the one that leads.
+//! Two daemons on one database, and faults of the leader.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use testkit::wait::{eventually, eventually_eq};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the design promises after a leader's death.
+/// The promised time for a follower to take over.
 const TAKEN_OVER: Duration = Duration::from_secs(5);
 
 /// A leader named `first` and a follower named `second`.
@@ -40,7 +40,7 @@ select count(*)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_does_the_work_within_five_seconds_of_its_leaders_death() {
+async fn a_follower_takes_over_within_five_seconds_after_its_leader_dies() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let (first, second) = pair(&database).await;
@@ -57,7 +57,7 @@ async fn a_follower_does_the_work_within_five_seconds_of_its_leaders_death() {
     assert!(took < TAKEN_OVER, "taken over after {took:?}");
     assert!(leads(&second).await);
 
-    // In good order it is quicker still, and nobody leads twice.
+    // After an orderly stop the next leader takes over at once, and there is only one.
     let third = named(&database, "third").start().await;
     assert!(!leads(&third).await);
     assert!(second.terminate().await.success());
@@ -66,7 +66,7 @@ async fn a_follower_does_the_work_within_five_seconds_of_its_leaders_death() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothing_stale() {
+async fn a_leader_frozen_within_a_batch_keeps_no_lock_and_writes_nothing_stale() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let (holder, watcher) = (database.client().await, database.client().await);
@@ -85,7 +85,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
     for id in &ids {
         writer.attempt_ok("F", *id, "True", now).await;
     }
-    eventually(PATIENCE, "a batch is in flight", async || {
+    eventually(PATIENCE, "a batch is being applied", async || {
         drain_is_stuck(&watcher, "first").await
     })
     .await;
@@ -99,7 +99,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
         async || locks(&watcher, "first").await,
     )
     .await;
-    // The evidence turns while nobody hears of it.
+    // The evidence changes while the leader is frozen.
     for id in &ids {
         writer.attempt_ok("F", *id, "False", now + 1).await;
     }
@@ -123,7 +123,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
     for id in &ids {
         assert_eq!(writer.status("F", *id).await, "failed");
     }
-    // Thawed, it is as good as new.
+    // After the thaw it works again.
     second.kill9().await;
     writer.attempt_ok("F", ids[0], "True", now + 2).await;
     eventually_status(&writer, "F", ids[0], "completed").await;
@@ -131,7 +131,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_loses_its_session_leads_again_or_follows() {
+async fn a_leader_that_loses_its_session_is_elected_again_or_follows() {
     const END: &str = "\
 select count(pg_terminate_backend(pid))
   from pg_locks
@@ -148,7 +148,7 @@ select count(pg_terminate_backend(pid))
             .await
             .expect("sessions can be ended")
             .get(0);
-        assert_eq!(ended, 1, "one daemon leads, and no more");
+        assert_eq!(ended, 1, "exactly one daemon leads");
         let now = writer.now_ms().await;
         let id = writer.insert_run("F", Some(now / 1000)).await;
         writer.attempt_ok("F", id, value, now).await;

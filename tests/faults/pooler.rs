@@ -1,4 +1,5 @@
-//! Behind PgBouncer in transaction mode: no LISTEN, no lead, and connections that others use too.
+//! Behind PgBouncer in transaction mode: no LISTEN, no leader, and connections shared with other
+//! clients.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use testkit::wait::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// All that one client of the pooler could leave to the next.
+/// All session state that one client of the pooler could leave to the next.
 async fn leftovers(client: &Client) -> BTreeSet<String> {
     const LEFT: &str = "\
 select name || ' = ' || setting
@@ -45,11 +46,11 @@ select 'is in a transaction of ' || (clock_timestamp() - now())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_nothing_to_other_clients() {
+async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_no_session_state() {
     let database = Database::fresh().await;
     let (admin, writer) = (database.client().await, database.writer().await);
     let role = format!("pooled_{}", database.name());
-    // The worst defaults a role can have.
+    // The most hostile defaults that a role can have.
     run(
         &admin,
         &format!(

@@ -1,4 +1,4 @@
-//! A network that fails without saying so.
+//! A network that stops delivering without closing connections.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use testkit::wait::{eventually, eventually_eq};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the listener promises: a probe a second, and a second and a half for its answer.
+/// The listener's promise: one probe per second, and one and a half seconds for its answer.
 const NOTICED: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_went_silent_is_noticed_within_three_seconds_and_nothing_is_lost() {
+async fn an_unresponsive_connection_is_noticed_within_three_seconds_and_no_event_is_lost() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let writer = database.writer().await;
@@ -53,7 +53,7 @@ async fn a_connection_that_went_silent_is_noticed_within_three_seconds_and_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_break_under_load_lose_nothing() {
+async fn connections_that_break_under_load_lose_no_event() {
     let seed = Seed::from_env();
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
@@ -85,7 +85,7 @@ async fn connections_that_break_under_load_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_whose_server_is_silent_from_the_start_waits_and_then_works() {
+async fn a_daemon_waits_for_a_server_that_is_unresponsive_at_the_start() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     proxy.black_hole();
@@ -97,14 +97,14 @@ async fn a_daemon_whose_server_is_silent_from_the_start_waits_and_then_works() {
             line["message"] == "waiting for the database"
         })
         .await;
-    // What was sent before is lost with a connection that is given up.
+    // What was sent before is lost with the abandoned connection.
     proxy.cut();
     proxy.heal();
     daemon.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_hears_nothing_from_its_server_stops_when_told() {
+async fn a_daemon_with_an_unresponsive_server_stops_on_a_signal() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let daemon = Launch::through(&database, proxy.address()).start().await;

@@ -1,4 +1,4 @@
-//! Everything at once, for a while: writers of all kinds, and daemons that are killed and frozen.
+//! Random writers for some seconds, while daemons are killed and frozen.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use testkit::wait::eventually;
 
 const LENGTH: Duration = Duration::from_secs(12);
 
-/// A cutoff that runs cross while the test lasts.
+/// A cutoff that runs pass during the test.
 const CUTOFF: &str = "4";
 
 fn launch(database: &Database) -> Launch {
@@ -21,7 +21,7 @@ fn launch(database: &Database) -> Launch {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
+async fn every_status_is_right_after_two_daemons_were_killed_and_frozen_at_random() {
     let seed = Seed::from_env();
     let mut random = seed.generator(0);
     let database = Database::fresh().await;

@@ -1,4 +1,4 @@
-//! The whole path of an event, on the real binary and a real server.
+//! The whole way from a write to a status, with the real binary and a real server.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use testkit::wait::eventually_eq;
 const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_follows_the_end_steps_evidence() {
+async fn a_status_follows_the_evidence_of_the_end_step() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let daemon = Launch::on(&database).start().await;
@@ -39,7 +39,7 @@ async fn a_status_follows_the_end_steps_evidence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_that_stops_fails_the_run_and_one_that_comes_back_revives_it() {
+async fn a_run_fails_when_its_heartbeat_stops_and_runs_again_when_it_returns() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let daemon = Launch::on(&database)

@@ -2,5 +2,4 @@
 
 mod events;
 mod reconcile;
-mod standby;
 mod upstream_triggers;

@@ -1,6 +1,7 @@
-//! Proves what the other tests stand on: that servers, databases and faults are what they say.
+//! The fixtures themselves: servers, databases and faults do what their documentation promises.
 //!
-//! Owns the promises of `support`; a failure here explains failures elsewhere.
+//! A failure here explains failures elsewhere. Some tests start the product's binary, which
+//! `cargo test --workspace` builds.
 
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ async fn a_database_is_dropped_with_its_test() {
 }
 
 #[tokio::test]
-async fn heartbeats_go_forward_by_ten_seconds_or_not_at_all() {
+async fn heartbeats_advance_by_ten_seconds_or_are_not_written() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let now = writer.now_secs().await;
@@ -66,7 +67,7 @@ async fn heartbeats_go_forward_by_ten_seconds_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn evidence_stands_on_the_end_step() {
+async fn evidence_belongs_to_the_end_step() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let now = writer.now_ms().await;
@@ -91,7 +92,7 @@ select string_agg(concat_ws(' ', step_name, field_name, value, type, ts_epoch - 
 }
 
 #[tokio::test]
-async fn a_killed_server_keeps_what_was_committed() {
+async fn a_killed_server_keeps_committed_rows() {
     let server = Postgres::start(Options::default())
         .await
         .expect("a server of our own");
@@ -140,7 +141,7 @@ async fn a_stopped_server_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_dropped_server_is_gone_soon_even_when_it_hangs() {
+async fn a_dropped_server_is_removed_even_when_it_hangs() {
     let server = Postgres::start(Options::default())
         .await
         .expect("a server of our own");
@@ -156,7 +157,7 @@ async fn a_dropped_server_is_gone_soon_even_when_it_hangs() {
 }
 
 #[tokio::test]
-async fn settings_win_over_the_defaults_and_bad_ones_are_told() {
+async fn settings_override_the_defaults_and_invalid_ones_are_reported() {
     let options = Options::default()
         .set("fsync", "on")
         .set("application_name", "it's");
@@ -182,7 +183,7 @@ async fn settings_win_over_the_defaults_and_bad_ones_are_told() {
 }
 
 #[tokio::test]
-async fn a_black_hole_is_silence_and_heals_without_loss() {
+async fn a_black_hole_delivers_nothing_and_heals_without_loss() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let through: tokio_postgres::Config = database
@@ -212,7 +213,7 @@ async fn a_black_hole_is_silence_and_heals_without_loss() {
             .expect("the table is there")
             .get(0)
     };
-    // Silence has no end to wait for: a few round trips on the direct way stand for a while.
+    // There is no event to wait for: some round trips on the direct connection take the time instead.
     for _ in 0..50 {
         assert_eq!(count().await, 0);
     }
@@ -232,7 +233,7 @@ async fn a_black_hole_is_silence_and_heals_without_loss() {
 }
 
 #[tokio::test]
-async fn a_delay_is_waited_for_in_both_directions() {
+async fn a_delay_applies_in_both_directions() {
     let proxy = Proxy::to(shared().await.address()).await;
     let database = Database::fresh().await;
     let through: tokio_postgres::Config = database

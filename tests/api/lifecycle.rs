@@ -1,5 +1,5 @@
-//! Connections, streams and outages: what the API holds, what it lets go, and what it says when
-//! the database is away.
+//! Connections, streams and outages: which resources a request holds, when it releases them, and
+//! what is answered while the database is away.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use status_indexer::api::Limits;
 use status_indexer::pg::SessionMode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::server::{LIMITS, Site, plain, read, unlock};
+use super::server::{ApiServer, LIMITS, plain, read, unlock};
 use testkit::daemon::Launch;
 use testkit::database::{Database, shared};
 use testkit::proxy::Proxy;
@@ -30,19 +30,20 @@ const ONE_AT_A_TIME: Limits = Limits {
 };
 
 #[tokio::test]
-async fn the_whole_list_streams_each_run_once_and_holds_no_connection() {
-    let site = Site::with(ONE_AT_A_TIME, SessionMode::Session).await;
-    site.sql(ROWS).await;
-    let mut slow = site.dial().await;
+async fn the_complete_list_is_streamed_without_holding_a_connection() {
+    let server = ApiServer::with(ONE_AT_A_TIME, SessionMode::Session).await;
+    server.sql(ROWS).await;
+    let mut slow = server.dial().await;
     slow.write_all(b"GET /flows/F/runs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .await
         .expect("the API reads");
     let mut start = [0; 1000];
     slow.read_exact(&mut start).await.expect("it has begun");
-    // Ten megabytes do not fit in between: it waits for its reader, and others are served.
+    // Ten megabytes do not fit into the buffers: the stream waits for its reader; others are served.
     for _ in 0..20 {
         assert_eq!(
-            site.runs(&[("status", "failed"), ("_limit", "1")])
+            server
+                .runs(&[("status", "failed"), ("_limit", "1")])
                 .await
                 .numbers(),
             ["5000"]
@@ -52,46 +53,46 @@ async fn the_whole_list_streams_each_run_once_and_holds_no_connection() {
 select count(*) from pg_stat_activity
  where datname = current_database() and pid <> pg_backend_pid() and state <> 'idle'";
     eventually_eq(SOON, "no session is busy", 0_i64, async || {
-        let row = site.client.query_one(busy, &[]).await;
+        let row = server.client.query_one(busy, &[]).await;
         row.expect("the catalog can be read").get(0)
     })
     .await;
     let mut rest = Vec::new();
     slow.read_to_end(&mut rest).await.expect("it ends");
     assert!(rest.ends_with(b"]\r\n0\r\n\r\n"), "the list is whole");
-    let all = site.get("/flows/F/runs").await;
+    let all = server.get("/flows/F/runs").await;
     let expected: Vec<String> = (1..=5000)
         .rev()
         .map(|number: i32| number.to_string())
         .collect();
     assert!(all.numbers() == expected);
-    let some = site.get("/flows/F/runs?_offset=4000").await;
+    let some = server.get("/flows/F/runs?_offset=4000").await;
     assert!(some.numbers() == expected[4000..]);
 }
 
 #[tokio::test]
-async fn a_list_that_cannot_be_finished_is_broken_off() {
-    let site = Site::new().await;
-    site.sql(ROWS).await;
-    let answer = plain().get(site.url("/flows/F/runs")).send().await;
+async fn a_list_that_cannot_be_completed_breaks_the_connection() {
+    let server = ApiServer::new().await;
+    server.sql(ROWS).await;
+    let answer = plain().get(server.url("/flows/F/runs")).send().await;
     let mut body = answer.expect("it begins").bytes_stream();
     body.next().await.expect("some of it").expect("comes");
-    site.sql("alter table runs_v3 rename to elsewhere").await;
+    server.sql("alter table runs_v3 rename to elsewhere").await;
     let mut broken = false;
     while let Some(part) = body.next().await {
         broken = part.is_err();
     }
-    assert!(broken, "its reader is not left to believe that this is all");
-    site.sql("alter table elsewhere rename to runs_v3").await;
-    assert_eq!(site.runs(&[("_limit", "1")]).await.numbers(), ["5000"]);
+    assert!(broken, "the reader notices that the list is incomplete");
+    server.sql("alter table elsewhere rename to runs_v3").await;
+    assert_eq!(server.runs(&[("_limit", "1")]).await.numbers(), ["5000"]);
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_takes_its_statement_with_it() {
+async fn the_query_of_a_disconnected_client_is_cancelled() {
     for mode in [SessionMode::Session, SessionMode::Transaction] {
-        let site = Site::with(ONE_AT_A_TIME, mode).await;
-        site.sql(ROWS).await;
-        let blocker = site.lock().await;
+        let server = ApiServer::with(ONE_AT_A_TIME, mode).await;
+        server.sql(ROWS).await;
+        let blocker = server.lock().await;
         let paths = [
             "/flows/F/runs",
             "/flows/F/runs?status=failed",
@@ -99,42 +100,44 @@ async fn a_client_that_goes_away_takes_its_statement_with_it() {
             "/flows/F/runs/1/status",
         ];
         for path in paths {
-            let mut client = site.dial().await;
+            let mut client = server.dial().await;
             let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
             client
                 .write_all(request.as_bytes())
                 .await
                 .expect("the API reads");
             eventually_eq(SOON, "it waits for the lock", 1, async || {
-                site.blocked().await
+                server.blocked().await
             })
             .await;
             drop(client);
-            eventually_eq(SOON, "it is cancelled", 0, async || site.blocked().await).await;
+            eventually_eq(SOON, "it is cancelled", 0, async || server.blocked().await).await;
         }
-        // Not by its own time limit, which would end it too.
-        let cancelled = site.logged("canceling statement due to user request").await;
+        // Before its own time limit, which would cancel it as well.
+        let cancelled = server
+            .logged("canceling statement due to user request")
+            .await;
         assert_eq!(cancelled, paths.len());
         unlock(&blocker).await;
         for path in paths {
-            assert_eq!(site.get(path).await.code, 200, "{path}");
+            assert_eq!(server.get(path).await.code, 200, "{path}");
         }
     }
 }
 
 #[tokio::test]
-async fn too_many_at_once_are_told_to_come_later() {
-    let site = Site::with(ONE_AT_A_TIME, SessionMode::Session).await;
-    site.sql(ROWS).await;
-    let blocker = site.lock().await;
+async fn too_many_concurrent_requests_return_503_with_retry_after() {
+    let server = ApiServer::with(ONE_AT_A_TIME, SessionMode::Session).await;
+    server.sql(ROWS).await;
+    let blocker = server.lock().await;
     let path = "/flows/F/runs?_limit=1";
-    let first = site.get(path);
+    let first = server.get(path);
     let others = async {
         eventually_eq(SOON, "one waits for the lock", 1, async || {
-            site.blocked().await
+            server.blocked().await
         })
         .await;
-        // One of the two waits for the first, and there is no room for the other.
+        // One of the two waits for the first; the queue has no place for the other.
         let answered = |answer: super::server::Answer| {
             let blocker = &blocker;
             async move {
@@ -145,16 +148,17 @@ async fn too_many_at_once_are_told_to_come_later() {
                 answer.code
             }
         };
-        let (second, third) = tokio::join!(async { answered(site.get(path).await).await }, async {
-            answered(site.get(path).await).await
-        });
+        let (second, third) =
+            tokio::join!(async { answered(server.get(path).await).await }, async {
+                answered(server.get(path).await).await
+            });
         let mut codes = [second, third];
         codes.sort_unstable();
         codes
     };
     let (first, others) = tokio::join!(first, others);
     assert_eq!((first.code, others), (200, [200, 503]));
-    let busy = site
+    let busy = server
         .metrics
         .http_requests_total
         .with_label_values(&["runs", "503"]);
@@ -162,16 +166,16 @@ async fn too_many_at_once_are_told_to_come_later() {
 }
 
 #[tokio::test]
-async fn a_statement_that_takes_too_long_is_a_503() {
+async fn a_query_beyond_the_time_limit_returns_503() {
     let limits = Limits {
         statement: Duration::from_millis(50),
         ..LIMITS
     };
     for mode in [SessionMode::Session, SessionMode::Transaction] {
-        let site = Site::with(limits, mode).await;
-        let blocker = site.lock().await;
+        let server = ApiServer::with(limits, mode).await;
+        let blocker = server.lock().await;
         for query in ["status=failed", "user_name=x"] {
-            let answer = site.get(&format!("/flows/F/runs?{query}")).await;
+            let answer = server.get(&format!("/flows/F/runs?{query}")).await;
             assert_eq!(answer.code, 503, "{}", answer.text);
             assert_eq!(
                 answer.json(),
@@ -179,16 +183,16 @@ async fn a_statement_that_takes_too_long_is_a_503() {
             );
         }
         unlock(&blocker).await;
-        assert_eq!(site.get("/flows/F/runs?status=failed").await.text, "[]");
+        assert_eq!(server.get("/flows/F/runs?status=failed").await.text, "[]");
     }
 }
 
 #[tokio::test]
-async fn an_outage_is_a_503_without_the_databases_words_and_it_passes() {
+async fn an_outage_returns_503_without_the_text_of_the_database_until_it_ends() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let url = database.url_through(proxy.address());
-    let site = Site::on(
+    let server = ApiServer::on(
         database,
         url.parse().expect("a valid URI"),
         LIMITS,
@@ -200,13 +204,13 @@ async fn an_outage_is_a_503_without_the_databases_words_and_it_passes() {
         "/flows/F/runs?status=failed",
         "/flows/F/runs/1/status",
     ];
-    assert_eq!(site.get(paths[1]).await.code, 200);
-    site.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()").await;
-    // A connection that was lost meanwhile is nobody's error.
-    assert_eq!(site.get(paths[1]).await.code, 200);
+    assert_eq!(server.get(paths[1]).await.code, 200);
+    server.sql("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()").await;
+    // A pooled connection that was lost meanwhile causes no error.
+    assert_eq!(server.get(paths[1]).await.code, 200);
     drop(proxy);
     for path in paths {
-        let answer = site.get(path).await;
+        let answer = server.get(path).await;
         assert_eq!(
             (answer.code, answer.json()),
             (503, Value::from("the database does not answer"))
@@ -215,56 +219,58 @@ async fn an_outage_is_a_503_without_the_databases_words_and_it_passes() {
 }
 
 #[tokio::test]
-async fn transaction_pooling_is_served_alike() {
-    let site = Site::with(LIMITS, SessionMode::Transaction).await;
-    site.sql(ROWS).await;
-    site.tell_parses().await;
+async fn behind_transaction_pooling_answers_are_the_same() {
+    let server = ApiServer::with(LIMITS, SessionMode::Transaction).await;
+    server.sql(ROWS).await;
+    server.log_parses().await;
     for query in [
         "status=failed&_limit=2",
         "status:ne=running&_limit=2",
         "user_name:co=x&_limit=2",
     ] {
-        let page = site.get(&format!("/flows/F/runs?{query}")).await;
+        let page = server.get(&format!("/flows/F/runs?{query}")).await;
         assert_eq!(page.numbers(), ["5000", "4999"], "{query}");
     }
-    assert_eq!(site.get("/flows/F/runs").await.numbers().len(), 5000);
-    let (kept, passing) = site.parses().await;
+    assert_eq!(server.get("/flows/F/runs").await.numbers().len(), 5000);
+    let (kept, passing) = server.parses().await;
     assert_eq!(kept, 0);
     assert!(passing >= 8);
 }
 
 #[tokio::test]
-async fn another_table_is_found_without_a_restart() {
-    let site = Site::new().await;
-    site.sql(ROWS).await;
+async fn a_changed_table_name_is_used_without_a_restart() {
+    let server = ApiServer::new().await;
+    server.sql(ROWS).await;
     let pages = [
         "/flows/F/runs?status=failed&_limit=1",
         "/flows/F/runs?_limit=1",
         "/flows/F/runs?user_name:co=x&_limit=1",
     ];
     for page in pages {
-        assert_eq!(site.get(page).await.numbers(), ["5000"]);
+        assert_eq!(server.get(page).await.numbers(), ["5000"]);
     }
-    site.sql(
-        "alter table runs_v3 rename to \"Runs\";
+    server
+        .sql(
+            "alter table runs_v3 rename to \"Runs\";
          update status_indexer.state set runs_table = '\"public\".\"Runs\"'",
-    )
-    .await;
-    for page in pages {
-        assert_eq!(site.get(page).await.numbers(), ["5000"], "{page}");
-    }
-    // Nor does a changed type of a column stay in prepared statements.
-    site.sql("alter table \"Runs\" alter column user_name type text")
+        )
         .await;
     for page in pages {
-        assert_eq!(site.get(page).await.numbers(), ["5000"], "{page}");
+        assert_eq!(server.get(page).await.numbers(), ["5000"], "{page}");
+    }
+    // A prepared statement with an outdated column type is replaced as well.
+    server
+        .sql("alter table \"Runs\" alter column user_name type text")
+        .await;
+    for page in pages {
+        assert_eq!(server.get(page).await.numbers(), ["5000"], "{page}");
     }
 }
 
 #[tokio::test]
-async fn the_statements_that_sessions_keep_are_few() {
-    let site = Site::with(ONE_AT_A_TIME, SessionMode::Session).await;
-    site.tell_parses().await;
+async fn sessions_keep_few_prepared_statements() {
+    let server = ApiServer::with(ONE_AT_A_TIME, SessionMode::Session).await;
+    server.log_parses().await;
     let cursor = "_cursor=eyJ0c19lcG9jaCI6IDMwMCwgInJ1bl9udW1iZXIiOiA0fQ%3D%3D";
     let statuses = [
         "running",
@@ -277,18 +283,18 @@ async fn the_statements_that_sessions_keep_are_few() {
         for rest in ["_limit=7", &format!("user_name=u{number}"), cursor] {
             for query in [format!("status={status}&{rest}"), rest.to_owned()] {
                 let path = format!("/flows/F{number}/runs?{query}");
-                assert_eq!(site.get(&path).await.code, 200);
+                assert_eq!(server.get(&path).await.code, 200);
             }
         }
     }
-    let (kept, passing) = site.parses().await;
-    // By the number of statuses, and with or without a cursor.
+    let (kept, passing) = server.parses().await;
+    // One per number of statuses, with and without a cursor.
     assert_eq!(kept, 8);
     assert!(passing >= 80, "the others leave nothing: {passing}");
 }
 
 #[tokio::test]
-async fn the_daemon_serves_readers_under_the_prefix_from_the_replica() {
+async fn the_daemon_serves_the_api_under_its_prefix_from_the_replica() {
     let database = Database::fresh().await;
     let socket = shared().await.directory().display().to_string();
     let daemon = Launch::on(&database)
@@ -310,7 +316,7 @@ async fn the_daemon_serves_readers_under_the_prefix_from_the_replica() {
         answer.code == 200 && answer.numbers() == [run.to_string()]
     })
     .await;
-    // The replica of this test is the same server, by its socket instead of its address.
+    // The replica of this test is the same server, reached by its socket instead of its address.
     let by_socket = "\
 select count(*) > 0 and bool_and(client_addr is null)
   from pg_stat_activity
@@ -356,7 +362,7 @@ select count(*) > 0 and bool_and(client_addr is null)
 }
 
 #[tokio::test]
-async fn before_the_database_answers_for_the_first_time_readers_get_a_503() {
+async fn before_the_database_first_answers_requests_return_503() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     proxy.black_hole();
@@ -374,7 +380,7 @@ async fn before_the_database_answers_for_the_first_time_readers_get_a_503() {
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_does_not_hold_up_the_end() {
+async fn a_client_that_reads_nothing_does_not_delay_shutdown() {
     let database = Database::fresh().await;
     let daemon = Launch::on(&database).start().await;
     let client = database.client().await;

@@ -1,4 +1,4 @@
-//! `verify` on a standby: what it sees there, what it cannot know, and that it needs no write.
+//! `verify` on a standby: it writes nothing, and reports as unknown what replay lag may explain.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use testkit::writer::Writer;
 
 const CUTOFF: i64 = 360;
 
-/// What `verify` says on the standby: its exit code, the runs that it lists, and its counts.
-struct Said {
+/// The result of `verify` on the standby: its exit code, the runs that it lists, and its counts.
+struct Outcome {
     code: Option<i32>,
     listed: Vec<i64>,
     counts: Value,
 }
 
-async fn verify(standby: &Standby, database: &Database) -> Said {
+async fn verify(standby: &Standby, database: &Database) -> Outcome {
     let output = Launch::on(database)
         .args(&["verify", "--json"])
         .env("DATABASE_URL", &standby.url(database.name()))
@@ -29,10 +29,12 @@ async fn verify(standby: &Standby, database: &Database) -> Said {
         .await;
     let text = String::from_utf8_lossy(&output.stdout);
     let lines = text.lines().map(serde_json::from_str::<Value>);
-    let mut lines: Vec<Value> = lines.map(|line| line.expect("an object a line")).collect();
+    let mut lines: Vec<Value> = lines
+        .map(|line| line.expect("one object per line"))
+        .collect();
     let counts = lines.pop().unwrap_or_default();
     let numbers = lines.iter().filter_map(|line| line["run_number"].as_i64());
-    Said {
+    Outcome {
         code: output.status.code(),
         listed: numbers.collect(),
         counts,
@@ -46,7 +48,7 @@ async fn edit(writer: &Writer, run: i32, status: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_on_a_standby_agrees_where_all_is_right_and_lists_what_is_not() {
+async fn verify_on_a_standby_lists_drift_and_nothing_else() {
     let primary = Postgres::start(Options::default()).await;
     let primary = primary.expect("a server of our own");
     let database = Database::on(&primary).await;
@@ -64,39 +66,39 @@ async fn verify_on_a_standby_agrees_where_all_is_right_and_lists_what_is_not() {
 
     let standby = Standby::of(&primary).await;
     standby.catches_up(writer.client()).await;
-    let said = verify(&standby, &database).await;
-    assert_eq!(said.code, Some(0), "{}", said.counts);
-    assert_eq!(said.counts["compared"], 4);
+    let outcome = verify(&standby, &database).await;
+    assert_eq!(outcome.code, Some(0), "{}", outcome.counts);
+    assert_eq!(outcome.counts["compared"], 4);
 
-    // Against evidence, and against a deadline that had passed long before what was replayed.
+    // One contradicts evidence, the other a deadline that passed long before the replayed position.
     edit(&writer, done, "failed").await;
     edit(&writer, lost, "running").await;
     standby.catches_up(writer.client()).await;
-    let said = verify(&standby, &database).await;
-    assert_eq!(said.code, Some(1), "{}", said.counts);
-    assert_eq!(said.listed, [i64::from(done), i64::from(lost)]);
-    // An event that waits explains a difference there as well.
+    let outcome = verify(&standby, &database).await;
+    assert_eq!(outcome.code, Some(1), "{}", outcome.counts);
+    assert_eq!(outcome.listed, [i64::from(done), i64::from(lost)]);
+    // A queued event explains a difference on a standby as well.
     let queued =
         format!("insert into status_indexer.queue (flow_id, run_number) values ('F', {done})");
     let queued = writer.client().batch_execute(&queued).await;
     queued.expect("a run's key");
     standby.catches_up(writer.client()).await;
-    let said = verify(&standby, &database).await;
-    assert_eq!(said.listed, [i64::from(lost)]);
-    assert_eq!(said.counts["in_flight"], 1);
+    let outcome = verify(&standby, &database).await;
+    assert_eq!(outcome.listed, [i64::from(lost)]);
+    assert_eq!(outcome.counts["pending"], 1);
 
     assert_eq!(
         writer.status("F", done).await,
         "failed",
-        "nothing is mended"
+        "nothing is corrected"
     );
     standby.stop().await;
     primary.stop().await.expect("it stops");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_on_a_standby_that_lags_cannot_tell_what_time_alone_explains() {
-    /// A deadline that has just passed is not looked at, anywhere.
+async fn verify_on_a_lagging_standby_reports_passed_deadlines_as_unknown() {
+    /// So soon after a deadline a difference does not count, on any server, seconds.
     const SLACK: f64 = 5.0;
     let primary = Postgres::start(Options::default()).await;
     let primary = primary.expect("a server of our own");
@@ -119,29 +121,29 @@ async fn verify_on_a_standby_that_lags_cannot_tell_what_time_alone_explains() {
 
     eventually_status(&writer, "F", fading, "failed").await;
     #[expect(clippy::cast_precision_loss, reason = "seconds of this century")]
-    let told = (now + 3) as f64 + SLACK;
+    let late = (now + 3) as f64 + SLACK;
     eventually(Duration::from_secs(20), "the slack is over", async || {
-        writer.now().await > told + 0.5
+        writer.now().await > late + 0.5
     })
     .await;
-    let said = verify(&standby, &database).await;
-    assert_eq!(said.code, Some(2), "{}", said.counts);
-    assert_eq!(said.counts["unknown"], 1);
-    assert_eq!(said.listed, [0; 0]);
+    let outcome = verify(&standby, &database).await;
+    assert_eq!(outcome.code, Some(2), "{}", outcome.counts);
+    assert_eq!(outcome.counts["unknown"], 1);
+    assert_eq!(outcome.listed, [0; 0]);
 
     let resumed = replay.batch_execute("select pg_wal_replay_resume()").await;
     resumed.expect("tests are superuser");
     standby.catches_up(writer.client()).await;
-    let said = verify(&standby, &database).await;
-    assert_eq!(said.code, Some(0), "{}", said.counts);
+    let outcome = verify(&standby, &database).await;
+    assert_eq!(outcome.code, Some(0), "{}", outcome.counts);
 
-    // What evidence decides can be told however far replay lags.
+    // Drift from evidence is certain, however far replay lags.
     assert!(daemon.terminate().await.success());
     edit(&writer, done, "running").await;
     standby.catches_up(writer.client()).await;
-    let said = verify(&standby, &database).await;
-    assert_eq!(said.code, Some(1), "{}", said.counts);
-    assert_eq!(said.listed, [i64::from(done)]);
+    let outcome = verify(&standby, &database).await;
+    assert_eq!(outcome.code, Some(1), "{}", outcome.counts);
+    assert_eq!(outcome.listed, [i64::from(done)]);
     standby.stop().await;
     primary.stop().await.expect("it stops");
 }

@@ -1,15 +1,15 @@
-//! Where the benches run: a private server with durable settings, databases on it, the daemon.
+//! Where the benchmarks run: a private server with durable settings, its databases, the daemon.
 //!
-//! Owns the server and the one database with the large dataset, which benches of one invocation
-//! share. Promises that what a bench finds is what it asked for: the indexer installed and the
-//! column believable, or no trace of it. Called by every bench.
+//! Owns the server and the database with the large dataset, which the benchmarks of one invocation
+//! share. Promises each benchmark the database that it needs: with the indexer installed and the
+//! column valid, or without the indexer. Called by every benchmark.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use testkit::postgres::{Options, Postgres};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::Settings;
@@ -17,27 +17,28 @@ use crate::dataset;
 use crate::usage::memory_mib;
 use testkit::daemon::{Daemon, Launch};
 use testkit::database::{Database, connect};
+use testkit::wait::poll;
 
-/// A day: runs of the dataset without a writer keep their status as long as any bench takes.
+/// A day: runs of the dataset without a writer keep their status for as long as any benchmark runs.
 pub(crate) const LONG_CUTOFF_SECS: u32 = 86_400;
 
-/// How long a first pass over a large dataset may take.
+/// How long a backfill of a large dataset may take.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// What statements cost is counted by an extension that comes with the server's programs, mostly.
+/// The extension that counts the cost of statements; most packages of the server contain it.
 const STATEMENTS: (&str, &str) = ("shared_preload_libraries", "pg_stat_statements");
 
-/// The server, and what stands on it.
-pub(crate) struct Site {
+/// The server and its databases.
+pub(crate) struct BenchEnv {
     pub(crate) settings: Settings,
     pub(crate) server: Postgres,
     dataset: Option<Database>,
-    /// Whether `pg_stat_statements` is to be had.
+    /// Whether `pg_stat_statements` is available.
     pub(crate) statements: bool,
 }
 
-impl Site {
-    /// Starts a server that loses nothing that it has committed, as sites run it.
+impl BenchEnv {
+    /// Starts a server that loses no committed transaction, as in production.
     pub(crate) async fn start(settings: Settings) -> Result<Self> {
         let options = Options::default()
             .set("fsync", "on")
@@ -45,12 +46,12 @@ impl Site {
             .set("synchronous_commit", "on")
             .set("shared_buffers", &settings.shared_buffers)
             .set("max_wal_size", "4GB")
-            // As on a server that has been up for a while: segments are there, not made while
-            // somebody waits for his commit.
+            // As on a server that has run for a while: segments exist, and are not created during a
+            // commit.
             .set("min_wal_size", "2GB")
             .set("maintenance_work_mem", "512MB")
             .set("track_commit_timestamp", "on")
-            // Whole statements, to have what the API sends measured by itself.
+            // Complete statements, to measure those of the API.
             .set("track_activity_query_size", "16kB");
         let (server, statements) =
             match Postgres::start(options.clone().set(STATEMENTS.0, STATEMENTS.1)).await {
@@ -87,7 +88,7 @@ impl Site {
         self.dataset.as_ref().context("it was just put there")
     }
 
-    /// The same with the indexer at work on it and the column believable.
+    /// The same with a running daemon and a valid column.
     pub(crate) async fn indexed_dataset(&mut self) -> Result<(&Database, Daemon)> {
         self.dataset().await?;
         let database = self.dataset.as_ref().context("it was just generated")?;
@@ -97,8 +98,8 @@ impl Site {
     }
 }
 
-/// Migrates a database, changes what is to be tried out, starts a daemon on it, and waits until the column is
-/// believable and the queue is empty.
+/// Migrates a database, runs the statements of `--tune`, starts a daemon, and waits until the column
+/// is valid and the queue is empty.
 pub(crate) async fn indexed(
     database: &Database,
     cutoff_secs: u32,
@@ -116,33 +117,27 @@ pub(crate) async fn indexed(
     Ok(daemon)
 }
 
-/// Waits until a daemon is ready, for as long as a large first pass takes.
+/// Waits until a daemon is ready, for as long as a large backfill takes.
 pub(crate) async fn ready(daemon: &Daemon) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !matches!(daemon.get("/readyz").await, Some((200, _))) {
-        testkit::daemon::check_all();
-        ensure!(Instant::now() < deadline, "the daemon does not get ready");
-        sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    let ready = poll(PATIENCE, async || {
+        matches!(daemon.get("/readyz").await, Some((200, _))).then_some(())
+    });
+    ready.await.context("the daemon does not become ready")
 }
 
 /// Waits until nothing is queued.
 pub(crate) async fn settled(client: &Client) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let row = client
-            .query_one("select not exists (select from status_indexer.queue)", &[])
-            .await?;
-        if row.get(0) {
-            return Ok(());
+    const EMPTY: &str = "select not exists (select from status_indexer.queue)";
+    let empty = poll(PATIENCE, async || {
+        match client.query_one(EMPTY, &[]).await {
+            Ok(row) => row.get::<_, bool>(0).then_some(Ok(())),
+            Err(error) => Some(Err(error)),
         }
-        ensure!(Instant::now() < deadline, "the queue does not get empty");
-        sleep(Duration::from_millis(20)).await;
-    }
+    });
+    Ok(empty.await.context("the queue does not become empty")??)
 }
 
-/// Sessions of their own, as many as asked for.
+/// So many separate sessions.
 pub(crate) async fn clients(database: &Database, count: usize) -> Vec<Client> {
     let mut clients = Vec::with_capacity(count);
     for _ in 0..count {
@@ -151,7 +146,7 @@ pub(crate) async fn clients(database: &Database, count: usize) -> Vec<Client> {
     clients
 }
 
-/// Runs a command of the binary on a database to its end; returns the most memory it had, in MiB.
+/// Runs a command of the binary on a database to its end; returns its peak memory, in MiB.
 pub(crate) async fn command(database: &Database, args: &[&str]) -> Result<f64> {
     let mut child = tokio::process::Command::new(testkit::product::path())
         .args(args)
@@ -177,7 +172,7 @@ pub(crate) async fn command(database: &Database, args: &[&str]) -> Result<f64> {
     }
 }
 
-/// What the server has counted for a statement.
+/// The server's counters of a statement.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub(crate) calls: f64,
@@ -185,15 +180,15 @@ pub(crate) struct Cost {
     pub(crate) max_ms: f64,
 }
 
-/// Forgets what was counted so far.
-pub(crate) async fn forget_costs(client: &Client) -> Result<()> {
+/// Resets the counters.
+pub(crate) async fn reset_costs(client: &Client) -> Result<()> {
     client
         .batch_execute("select pg_stat_statements_reset()")
         .await?;
     Ok(())
 }
 
-/// What was counted since for the daemon's statement of this name, commits left out.
+/// The counters of the daemon's statement of this name, without commits.
 pub(crate) async fn cost(client: &Client, name: &str) -> Result<Cost> {
     const COST: &str = "\
 select coalesce(sum(s.calls), 0)::float8,
