@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use testkit::database::Database;
-use testkit::oracle::{Evidence, Expected, MICROS, Row, Value};
+use testkit::oracle::{Evidence, Expected, MICROS, Reason, Row, Value};
 
 use super::cases::pick;
 use super::{migrated, seeded};

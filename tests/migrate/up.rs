@@ -40,12 +40,20 @@ async fn up_recreates_dropped_triggers_and_dropped_or_invalid_indexes() {
         ),
         (
             "drop trigger status_indexer_insert on metadata_v3",
-            "4 of 5",
+            "status_indexer_insert on public.metadata_v3: missing: run `status-indexer migrate up`",
             false,
         ),
         (
             "drop trigger status_indexer_heartbeat on runs_v3",
-            "4 of 5",
+            "status_indexer_heartbeat on public.runs_v3: missing: run `status-indexer migrate up`",
+            false,
+        ),
+        (
+            "create function public.enqueue_row() returns trigger language plpgsql as 'begin return null; end';
+             drop trigger status_indexer_insert on runs_v3;
+             create trigger status_indexer_insert after insert on runs_v3
+               for each row execute function public.enqueue_row()",
+            "status_indexer_insert on public.runs_v3: replaced: run `status-indexer migrate up`",
             false,
         ),
     ] {
@@ -54,6 +62,7 @@ async fn up_recreates_dropped_triggers_and_dropped_or_invalid_indexes() {
         let message = refused(&migrate(&database, &["status"]).await, 1);
         assert!(message.contains(complaint), "{damage}: {message}");
         succeeded(&migrate(&database, &["up"]).await);
+        execute(&client, "drop function if exists public.enqueue_row()").await;
         same(&whole, &dump(&database).await);
         assert_eq!(
             number(&client, valid).await,
