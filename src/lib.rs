@@ -24,6 +24,7 @@ pub mod backoff;
 pub mod error;
 pub mod exit;
 pub mod output;
+mod percent;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -1,4 +1,4 @@
-//! `/healthz` tells whether the process lives, `/readyz` whether it is able and believable.
+//! The probes: `/healthz` succeeds while the process runs, `/readyz` while the column can be relied on.
 
 use axum::Json;
 use axum::extract::State;
@@ -12,14 +12,14 @@ pub(super) async fn alive() -> &'static str {
     "alive\n"
 }
 
-/// Says the same as the gauges in `/metrics`, because it reads them.
+/// Reads the gauges of `/metrics`, so both always agree.
 pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
     let mut missing = Vec::new();
     if metrics.up.get() == 0 {
         missing.push("the database does not answer");
     }
     if metrics.valid.get() == 0 {
-        missing.push("the column is not to be believed yet: the first pass is not complete");
+        missing.push("the column is not valid: the backfill is not complete");
     }
     let code = if missing.is_empty() {
         StatusCode::OK

@@ -135,7 +135,7 @@ async fn an_offset_skips_rows_after_filtering() {
         assert_eq!(server.runs(&several).await.numbers(), [""; 0]);
     }
     let both = server.runs(&[("_offset", "1"), ("_cursor", next)]).await;
-    says(&both, 400, "_offset does not go together with _cursor");
+    says(&both, 400, "_offset cannot be combined with _cursor");
 }
 
 #[tokio::test]
@@ -334,11 +334,7 @@ async fn invalid_requests_return_400_with_a_reason() {
         ),
         ("_offset", "-1", format!("invalid _offset: {number} '-1'")),
         ("_offset", "1e3", format!("invalid _offset: {number} '1e3'")),
-        (
-            "user_name",
-            "a\0b",
-            "a NUL byte is in no name and no value".to_owned(),
-        ),
+        ("user_name", "a\0b", "NUL bytes are not allowed".to_owned()),
     ];
     for (key, value, reason) in cases {
         says(&server.runs(&[(key, value)]).await, 400, &reason);
@@ -398,7 +394,7 @@ async fn a_status_filter_returns_503_until_the_column_is_valid() {
         says(
             &answer,
             503,
-            "statuses cannot be told yet: the first pass over all runs is not complete",
+            "statuses are not available yet: the backfill is not complete",
         );
     }
     assert_eq!(server.get("/flows/F/runs?_limit=1").await.numbers(), ["5"]);
@@ -423,7 +419,7 @@ values ('F', 3, 'end', 1, 'attempt_ok', 'True', 'x', 't', 400, '[]', '[]')";
         assert_eq!(said["next_status"], json!(null));
     }
     let gone = server.get("/flows/F/runs/99/status").await;
-    says(&gone, 404, "there is no run 99 of the flow F");
+    says(&gone, 404, "run 99 of flow F does not exist");
     assert_eq!(server.get("/flows/Unknown/runs/1/status").await.code, 404);
     let answer = server
         .request(reqwest::Method::POST, "/flows/F/runs/3/status")
