@@ -1034,6 +1034,8 @@ async fn a_role_that_was_granted_can_run_and_can_do_no_more() {
     let app = owner(&database).await;
     let indexer = role(&database, "indexer").await;
     let admin = database.client().await;
+    // The default since PostgreSQL 15.
+    execute(&admin, "revoke create on schema public from public").await;
     execute(
         &admin,
         &format!("grant create on database {} to {app}", database.name()),
