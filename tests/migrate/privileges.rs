@@ -93,6 +93,8 @@ async fn a_granted_role_can_run_the_daemon_and_nothing_else() {
     let app = owner(&database).await;
     let indexer = role(&database, "indexer").await;
     let admin = database.client().await;
+    // The default since PostgreSQL 15.
+    execute(&admin, "revoke create on schema public from public").await;
     execute(
         &admin,
         &format!("grant create on database {} to {app}", database.name()),
