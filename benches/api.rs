@@ -3,7 +3,7 @@
 //! The bare statement is the one that the API sends, read off the server; what it reaches is
 //! `pgbench`'s to say, where the server's programs have one. Over HTTP it is `wrk`'s, so that a client
 //! in C stands on either side; without it a plain one of our own takes more of the machine. The
-//! service is no part of this repository: `--upstream` takes the command that starts a copy of it,
+//! service is not part of this repository: `--upstream` takes the command that starts a copy of it,
 //! which finds the database in its usual variables and its port in `MF_METADATA_PORT`.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -35,7 +35,7 @@ const LOAD: Duration = Duration::from_secs(4);
 const SLOW: Duration = Duration::from_millis(50);
 
 /// The service needs to load Python's libraries first.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const CLIENTS: [usize; 2] = [1, 8];
 
@@ -173,7 +173,7 @@ impl Connection {
                 length = Some(value.trim().parse()?);
             }
         }
-        let mut body = vec![0; length.context("an answer tells its length")?];
+        let mut body = vec![0; length.context("an answer has a length")?];
         stream.read_exact(&mut body).await?;
         ensure!(
             status.contains(" 200 "),
@@ -216,7 +216,7 @@ async fn by_wrk(address: SocketAddr, path: &str, clients: usize) -> Result<Optio
 done = function(summary, latency)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-  io.write(string.format('told %d %d %d %f %f\\n', summary.requests, summary.duration, failed,
+  io.write(string.format('result %d %d %d %f %f\\n', summary.requests, summary.duration, failed,
                          latency:percentile(50), latency:percentile(99)))
 end
 ";
@@ -236,12 +236,12 @@ end
         output => output?,
     };
     let text = String::from_utf8_lossy(&output.stdout);
-    let told = text.lines().find_map(|line| line.strip_prefix("told "));
-    let told = told.with_context(|| format!("wrk: {text}"))?;
-    let numbers = told.split(' ').map(str::parse);
+    let result = text.lines().find_map(|line| line.strip_prefix("result "));
+    let result = result.with_context(|| format!("wrk: {text}"))?;
+    let numbers = result.split(' ').map(str::parse);
     let numbers: Vec<f64> = numbers.collect::<Result<_, _>>()?;
     let [requests, micros, failed, p50, p99] = numbers[..] else {
-        bail!("wrk told {told}");
+        bail!("wrk printed {result}");
     };
     ensure!(failed == 0.0, "{failed} requests failed");
     Ok(Some(Answers {
@@ -279,7 +279,7 @@ fn pgbench(postmaster: Option<u32>) -> Option<PathBuf> {
     Some(server.with_file_name("pgbench")).filter(|program| program.exists())
 }
 
-/// The API's last statement, as the server was told it.
+/// The API's last statement, as the server received it.
 async fn sent(client: &Client) -> Result<String> {
     const SENT: &str = "\
 select query
@@ -368,7 +368,7 @@ async fn start_upstream(database: &Database, command: &str) -> Result<(Child, So
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if TcpStream::connect(address).await.is_ok() {
             return Ok((child, address));

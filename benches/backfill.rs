@@ -32,7 +32,7 @@ const HEARTBEATS: f64 = 200.0;
 
 /// For how long heartbeats are written before a backfill: about as many as beside it, so that their
 /// p99 is as sure. Not after it, while the kernel still writes what the backfill left to it.
-const QUIET: Duration = Duration::from_secs(20);
+const ALONE: Duration = Duration::from_secs(20);
 
 const SIZES: &str = "\
 select pg_table_size('runs_v3')::float8 / 1048576, pg_indexes_size('runs_v3')::float8 / 1048576";
@@ -49,7 +49,7 @@ struct Turn {
     plain: [Measured; 2],
     backfill: Measured,
     /// Heartbeats before it.
-    quiet: Durations,
+    alone: Durations,
     /// Heartbeats beside it.
     beside: Durations,
     /// MiB.
@@ -61,7 +61,7 @@ struct Turn {
 
 impl Turn {
     fn p99_ratio(&self) -> f64 {
-        self.beside.quantile_ms(0.99) / self.quiet.quantile_ms(0.99)
+        self.beside.quantile_ms(0.99) / self.alone.quantile_ms(0.99)
     }
 
     fn plain_secs(&self) -> f64 {
@@ -100,7 +100,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
             turn.backfill.secs,
             turn.time_ratio(),
             turn.p99_ratio(),
-            turn.quiet.quantile_ms(0.99)
+            turn.alone.quantile_ms(0.99)
         );
         turns.push(turn);
     }
@@ -135,11 +135,11 @@ async fn turn(
     if statements {
         reset_costs(client).await?;
     }
-    let mut quiet = Durations::new();
+    let mut alone = Durations::new();
     let mut beside = Durations::new();
     hearts
-        .beat(database, &mut quiet, async || {
-            sleep(QUIET).await;
+        .beat(database, &mut alone, async || {
+            sleep(ALONE).await;
             Ok(())
         })
         .await?;
@@ -170,7 +170,7 @@ async fn turn(
     Ok(Turn {
         plain: [before, plain(database, client).await?],
         backfill,
-        quiet,
+        alone,
         beside,
         memory_peak,
         costs,
@@ -209,7 +209,7 @@ fn tell(report: &mut Report, turns: &[Turn]) {
     );
     report.record("WAL, backfill", middle(&|t| t.backfill.wal_mib), "MiB");
     for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
-        let without = middle(&|t| t.quiet.quantile_ms(quantile));
+        let without = middle(&|t| t.alone.quantile_ms(quantile));
         report.record(&format!("heartbeats' {name} without"), without, "ms");
         let beside = middle(&|t| t.beside.quantile_ms(quantile));
         report.record(&format!("heartbeats' {name} meanwhile"), beside, "ms");
@@ -229,7 +229,7 @@ fn tell(report: &mut Report, turns: &[Turn]) {
     );
     report.record(
         "heartbeats' longest without",
-        most(&|t| t.quiet.max_ms()),
+        most(&|t| t.alone.max_ms()),
         "ms",
     );
     let costs: Vec<&Costs> = turns.iter().filter_map(|t| t.costs.as_ref()).collect();

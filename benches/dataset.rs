@@ -133,8 +133,8 @@ pub(crate) async fn generate(database: &Database, settings: &Settings) -> Result
     client.batch_execute(FLOWS).await?;
     client.execute(&kinds(all, settings.seed), &[]).await?;
     client.batch_execute("analyze bench_kind").await?;
-    told(&client, "runs", RUNS, start).await?;
-    told(&client, "metadata", METADATA, start).await?;
+    timed(&client, "runs", RUNS, start).await?;
+    timed(&client, "metadata", METADATA, start).await?;
     for (_, create) in &indexes {
         client.batch_execute(create).await?;
     }
@@ -153,7 +153,7 @@ fn kinds(runs: i64, seed: i64) -> String {
         .replace("$2", &seed.to_string())
 }
 
-async fn told(client: &Client, what: &str, insert: &str, start: Instant) -> Result<()> {
+async fn timed(client: &Client, what: &str, insert: &str, start: Instant) -> Result<()> {
     let rows = client.execute(insert, &[]).await?;
     eprintln!(
         "  {rows} rows of {what} after {:.0} s",

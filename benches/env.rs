@@ -23,7 +23,7 @@ use testkit::wait::poll;
 pub(crate) const LONG_CUTOFF_SECS: u32 = 86_400;
 
 /// How long a backfill of a large dataset may take.
-const PATIENCE: Duration = Duration::from_secs(1200);
+const TIMEOUT: Duration = Duration::from_secs(1200);
 
 /// The extension that counts the cost of statements; most packages of the server contain it.
 const STATEMENTS: (&str, &str) = ("shared_preload_libraries", "pg_stat_statements");
@@ -119,7 +119,7 @@ pub(crate) async fn indexed(
 
 /// Waits until a daemon is ready, for as long as a large backfill takes.
 pub(crate) async fn ready(daemon: &Daemon) -> Result<()> {
-    let ready = poll(PATIENCE, async || {
+    let ready = poll(TIMEOUT, async || {
         matches!(daemon.get("/readyz").await, Some((200, _))).then_some(())
     });
     ready.await.context("the daemon does not become ready")
@@ -128,7 +128,7 @@ pub(crate) async fn ready(daemon: &Daemon) -> Result<()> {
 /// Waits until nothing is queued.
 pub(crate) async fn settled(client: &Client) -> Result<()> {
     const EMPTY: &str = "select not exists (select from status_indexer.queue)";
-    let empty = poll(PATIENCE, async || {
+    let empty = poll(TIMEOUT, async || {
         match client.query_one(EMPTY, &[]).await {
             Ok(row) => row.get::<_, bool>(0).then_some(Ok(())),
             Err(error) => Some(Err(error)),

@@ -1,6 +1,6 @@
 //! The cost of evaluating a run with very many metadata rows.
 //!
-//! Judging must go through the index that has the step's name in it; the one ordered by time, which
+//! An evaluation must go through the index that has the step's name in it; the one ordered by time, which
 //! not every env has, would have it read all of the run's rows.
 
 use anyhow::Result;
@@ -77,7 +77,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     Ok(report)
 }
 
-/// Execution times as the server tells them.
+/// Execution times as the server reports them.
 async fn apply(client: &Client, run: i32) -> Result<Durations> {
     let explain = format!(
         "explain (analyze, timing off, format json) \

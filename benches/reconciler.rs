@@ -1,4 +1,4 @@
-//! What the steady walk over all runs takes of the database, at its default rate.
+//! What continuous reconciliation costs the database, at its default rate.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new(
         "reconciler",
         format!(
-            "{} s of a walk over {} runs",
+            "{} s of reconciliation over {} runs",
             DURATION.as_secs(),
             env.settings.runs
         ),
     );
     ensure!(
         env.statements,
-        "the server has no pg_stat_statements, which tells the walk's cost"
+        "the server has no pg_stat_statements, which reports the cost"
     );
     let (database, daemon) = env.indexed_dataset().await?;
     let client = database.client().await;
-    // The first pass has just ended, and the steady one has begun.
+    // The backfill has just ended, and the first reconciliation pass has begun.
     sleep(Duration::from_secs(2)).await;
     let sessions = Meter::start(backends(&client, Some("status-indexer")).await?);
     let process = Meter::start([daemon.pid()]);
@@ -44,7 +44,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let secs = DURATION.as_secs_f64();
     let share = (of_compare.total_ms + of_advance.total_ms) / 10.0 / secs;
     report.figure(
-        "the walk's statements",
+        "the statements of the scan",
         share,
         "% of a core",
         Target::Below(2.0),

@@ -1,7 +1,7 @@
 //! What was measured, beside what it must reach, as a small table.
 //!
 //! Owns the form of the figures: a row has a unit, a target where there is one, and whether it was
-//! met. Promises that a target that was missed is told again at the very end. Every bench fills one.
+//! met. Promises that a target that was missed is repeated at the end. Every bench fills one.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -80,7 +80,7 @@ impl Report {
         self.figure(what, value, unit, Target::None);
     }
 
-    /// Something to be said that is no number.
+    /// A remark without a number.
     pub(crate) fn note(&mut self, what: &str, text: &str) {
         eprintln!("  {what}: {text}");
         self.lines.push(Line {
@@ -140,7 +140,7 @@ fn number(value: f64, unit: &str) -> String {
         _ => 3,
     };
     let plain = format!("{value:.digits$}");
-    // Thousands apart, so that 8000 and 80000 are told from each other.
+    // Thousands apart, so that 8000 and 80000 look different.
     let (whole, fraction) = plain.split_once('.').unwrap_or((&plain, ""));
     let sign = if whole.starts_with('-') { "-" } else { "" };
     let figures = whole.trim_start_matches('-');

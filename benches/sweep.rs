@@ -1,7 +1,7 @@
 //! How late a run whose heartbeats have stopped is called failed, and what the watch costs.
 //!
 //! A writer keeps the heartbeats of many runs fresh, each every ten seconds. At first none is lost:
-//! that tells what the sweeper takes while there is nothing to do. Then some stop, at scattered
+//! that shows what the sweeper takes while there is nothing to do. Then some stop, at scattered
 //! moments. A database of its own, because its cutoff is short.
 
 use std::cell::RefCell;
@@ -85,14 +85,14 @@ async fn scenario(
     heart: &Heart,
 ) -> Result<()> {
     let daemon = indexed(database, CUTOFF_SECS, env.settings.tune.as_deref()).await?;
-    quiet(env, report, client, &daemon).await?;
+    idle(env, report, client, &daemon).await?;
     lose(env, report, client, &daemon, heart).await?;
     daemon.terminate().await;
     Ok(())
 }
 
 /// Nothing expires.
-async fn quiet(
+async fn idle(
     env: &BenchEnv,
     report: &mut Report,
     client: &Client,
@@ -133,13 +133,13 @@ async fn lose(
     }
     let before = daemon.metric(FAILED).await.unwrap_or(0.0);
     let spread = Duration::from_secs(env.settings.seconds.try_into()?);
-    let patience = Duration::from_secs(u64::from(CUTOFF_SECS) + INTERVAL_SECS as u64 + 5);
+    let limit = Duration::from_secs(u64::from(CUTOFF_SECS) + INTERVAL_SECS as u64 + 5);
     let lost = heart.runs.min(LOST);
     for index in 0..lost {
         heart.lost.borrow_mut().insert(index * (heart.runs / lost));
         sleep(spread / u32::try_from(lost)?).await;
     }
-    sleep(patience).await;
+    sleep(limit).await;
 
     let mut lags = Durations::new();
     let numbers = heart.lost_numbers()?;
@@ -172,7 +172,7 @@ async fn lose(
         "",
         Target::Below(1.0),
     );
-    looks(env, report, client, "meanwhile", spread + patience).await
+    looks(env, report, client, "meanwhile", spread + limit).await
 }
 
 async fn looks(

@@ -3,7 +3,7 @@
 //! "Without" drops the triggers and makes them again, so that not even a disabled one is in the way;
 //! the daemon runs throughout. The figure is the median over the turns of the ratio of neighbours,
 //! of which now the one and now the other is first. Statements arrive as the metadata service sends
-//! them, as text with the values in it; what triggers cost beside prepared ones is told too.
+//! them, as text with the values in it; what triggers cost beside prepared ones is reported too.
 //! The heartbeats' share of HOT updates is taken from databases of their own, before the indexer
 //! was installed and after.
 

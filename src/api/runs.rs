@@ -39,7 +39,7 @@ async fn page(
         filter: &listing.filter,
         cursor: listing.cursor,
         offset: listing.offset,
-        // One more, which tells whether there is a next page.
+        // One more, which shows whether there is a next page.
         rows: limit + 1,
     };
     let statement = selection.statement();

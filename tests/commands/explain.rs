@@ -261,7 +261,7 @@ async fn an_unknown_run_exits_2() {
         let output = installation.explain(&args).await;
         assert_eq!(output.status.code(), Some(2), "{args:?} {output:?}");
         let message = String::from_utf8_lossy(&output.stderr);
-        assert!(message.contains("there is no run "), "{message}");
+        assert!(message.contains("has no run "), "{message}");
         assert!(output.stdout.is_empty());
     }
 }
@@ -299,14 +299,14 @@ async fn drift_exits_1_and_a_pending_event_explains_a_difference() {
         .await;
     has(
         &installation.text(&name).await,
-        &["stored    completed (differs; the first pass is not done)"],
+        &["stored    completed (differs; the backfill is not complete)"],
     );
     installation
         .execute("update runs_v3 set run_status = 'failed'")
         .await;
     has(
         &installation.text(&name).await,
-        &["stored    failed (agrees, but the first pass is not done"],
+        &["stored    failed (agrees; the column is not valid yet"],
     );
 }
 
@@ -324,7 +324,7 @@ async fn a_value_that_is_not_a_boolean_is_pointed_out() {
         &text,
         &[
             "failed (no_heartbeat)",
-            "; the newest attempt_ok is no boolean and counts as none",
+            "; the newest attempt_ok is not a valid boolean and counts as missing",
             "attempt_ok  1  \"True\"  (task 1, id ",
         ],
     );

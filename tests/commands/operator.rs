@@ -10,7 +10,7 @@ use testkit::daemon::Launch;
 use testkit::database::{Database, connect};
 use testkit::wait::eventually;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn empty_variables_of_a_chart_count_as_unset() {
@@ -88,7 +88,7 @@ async fn a_daemon_whose_objects_were_dropped_is_not_ready() {
         .output()
         .await;
     assert!(output.status.success());
-    eventually(PATIENCE, "it is not ready any more", async || {
+    eventually(TIMEOUT, "it is not ready any more", async || {
         matches!(daemon.get("/readyz").await, Some((503, _)))
     })
     .await;

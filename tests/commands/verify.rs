@@ -30,7 +30,7 @@ async fn verify_lists_drift_and_changes_nothing() {
         "{text}"
     );
     assert!(
-        text.contains("500 runs compared: 1 wrong, 1 in flight"),
+        text.contains("500 runs compared: 1 with drift, 1 pending"),
         "{text}"
     );
     assert_eq!(writer.status("F", 1).await, "running");

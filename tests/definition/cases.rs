@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 /// Runs of one database.
 pub(super) const RUNS: usize = 2_500;
 
-/// Upstream's default, which `migrate` installs unless told otherwise.
+/// Upstream's default, which `migrate` installs unless configured otherwise.
 pub(super) const CUTOFF: i64 = 360;
 
 /// Names of flows that must reach the database unchanged.

@@ -24,7 +24,7 @@ use testkit::daemon::watchdog;
 use testkit::wait::within;
 
 const CONFIG: &str = include_str!("../../deploy/nginx/status-indexer.conf");
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A request that reached a server.
 #[derive(Debug, Clone)]
@@ -88,7 +88,7 @@ impl Backend {
     /// Stops listening and closes its connections.
     async fn stop(&mut self) {
         self.server = None;
-        within(PATIENCE, "the port is closed", async {
+        within(TIMEOUT, "the port is closed", async {
             while TcpStream::connect(self.address).await.is_ok() {
                 tokio::task::yield_now().await;
             }
@@ -177,7 +177,7 @@ impl Front {
 
     /// Code and body.
     async fn ask(&self, method: &str, target: &str) -> (u16, String) {
-        let answer = within(PATIENCE, target, self.request(method, target).send())
+        let answer = within(TIMEOUT, target, self.request(method, target).send())
             .await
             .expect("nginx answers");
         let code = answer.status().as_u16();
@@ -257,7 +257,7 @@ impl Drop for Nginx {
 
 /// Whether it listens in the end, rather than exits.
 async fn listens(nginx: &mut Nginx, address: SocketAddr) -> bool {
-    within(PATIENCE, "nginx listens or ends", async {
+    within(TIMEOUT, "nginx listens or ends", async {
         loop {
             if TcpStream::connect(address).await.is_ok() {
                 return true;
@@ -421,6 +421,6 @@ async fn an_unresponsive_indexer_is_tried_twice_and_then_avoided_for_a_while() {
         assert_eq!(answer, (200, "service".to_owned()));
     }
     let waited = start.elapsed();
-    let patience = Duration::from_millis(500);
-    assert!(waited >= patience && waited < 6 * patience, "{waited:?}");
+    let limit = Duration::from_millis(500);
+    assert!(waited >= limit && waited < 6 * limit, "{waited:?}");
 }

@@ -20,7 +20,7 @@ use testkit::proxy::Proxy;
 use testkit::wait::{eventually, within};
 use testkit::writer::Writer;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const SERVICE: &str = "services.metadata_service.server";
 
 /// The fingerprint of the host's joins, as the plug-in logs it.
@@ -136,7 +136,7 @@ fn column(runs: &[i32]) -> Answer {
 
 impl Running {
     async fn line(&mut self) -> Value {
-        let line = within(PATIENCE, "the service answers", self.answers.next_line()).await;
+        let line = within(TIMEOUT, "the service answers", self.answers.next_line()).await;
         let line = line.expect("its output can be read");
         let line = line.unwrap_or_else(|| panic!("the service ended: {:?}", self.log()));
         serde_json::from_str(&line).expect("it answers in JSON")
@@ -179,8 +179,8 @@ impl Running {
     async fn says(&self, text: &str) {
         let what = format!("it says {text}");
         let waited = tokio::time::timeout(
-            PATIENCE,
-            eventually(2 * PATIENCE, &what, async || {
+            TIMEOUT,
+            eventually(2 * TIMEOUT, &what, async || {
                 self.said().last().is_some_and(|last| last.contains(text))
             }),
         )
@@ -423,7 +423,7 @@ async fn a_run_that_is_retried_for_ever_raises_no_doubt() {
     let run = writer.insert_run("F", Some(old)).await;
     writer.attempt_ok("F", run, "False", old * 1000).await;
     writer.attempt("F", run, old * 1000 + 1).await;
-    eventually(PATIENCE, "running", async || {
+    eventually(TIMEOUT, "running", async || {
         writer.status("F", run).await == "running"
     })
     .await;
@@ -521,7 +521,7 @@ async fn an_unresponsive_database_that_recovers_needs_no_restart() {
     service.says(ON).await;
     proxy.cut();
     // The host does not retry; the plug-in's checks meet the broken connections first.
-    eventually(PATIENCE, "it has looked", async || {
+    eventually(TIMEOUT, "it has looked", async || {
         let looks = "select from pg_stat_activity where query like '-- plugin.state%' and datname = current_database()";
         let client = database.client().await;
         !client.query(looks, &[]).await.expect("an answer").is_empty()

@@ -13,7 +13,7 @@ use testkit::daemon::Launch;
 use testkit::database::Database;
 use testkit::wait::eventually_eq;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 const STATIC: &str = "deploy/prometheus/scrape.yml";
 const KUBERNETES: &str = "deploy/prometheus/scrape-kubernetes.yml";
@@ -109,7 +109,7 @@ async fn prometheus_scrapes_a_daemon_by_the_scrape_configuration() {
         r#"status_indexer_leader{job="status-indexer"}"#,
     ] {
         let what = format!("Prometheus knows {query}");
-        eventually_eq(PATIENCE, &what, Some("1".to_owned()), async || {
+        eventually_eq(TIMEOUT, &what, Some("1".to_owned()), async || {
             ask(port, query).await
         })
         .await;

@@ -13,7 +13,7 @@ use testkit::database::{Database, connect, shared};
 use testkit::drift::{eventually_no_drift, eventually_status};
 use testkit::wait::eventually;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 const FIVE_HOURS: i64 = 5 * 3600;
 
@@ -149,12 +149,12 @@ async fn deadlines_without_an_event_are_kept_under_a_short_cutoff() {
 }
 
 /// A server whose clock is the machine's plus the offset in a file.
-struct Adrift {
+struct SteppedClock {
     server: Postgres,
     directory: TempDir,
 }
 
-impl Adrift {
+impl SteppedClock {
     async fn start() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path();
@@ -192,11 +192,11 @@ exec {}/postgres \"$@\"
         // Atomically, because all of its processes read the file.
         std::fs::rename(other, offset).expect("both are in one directory");
         let client = connect(&self.server.config("postgres")).await;
-        eventually(PATIENCE, "the server's clock has stepped", async || {
+        eventually(TIMEOUT, "the server's clock has stepped", async || {
             let row = client
                 .query_one("select extract(epoch from clock_timestamp())::bigint", &[])
                 .await
-                .expect("the database tells the time");
+                .expect("the database returns the time");
             let machine = std::time::UNIX_EPOCH.elapsed().expect("it is after 1970");
             let machine = i64::try_from(machine.as_secs()).expect("seconds of this century");
             (row.get::<_, i64>(0) - machine - secs).abs() <= 2
@@ -246,8 +246,8 @@ async fn every_status_follows_a_step_of_the_databases_clock() {
         println!("only Linux lets a library be put under a program that does not ask for it");
         return;
     }
-    let adrift = Adrift::start().await;
-    let database = Database::on(&adrift.server).await;
+    let stepped = SteppedClock::start().await;
+    let database = Database::on(&stepped.server).await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
     let daemon = Launch::on(&database).start().await;
@@ -266,7 +266,7 @@ async fn every_status_follows_a_step_of_the_databases_clock() {
         (5000, ["failed", "running", "failed", "completed"]),
         (100, ["running", "failed", "failed", "completed"]),
     ] {
-        adrift.step(offset).await;
+        stepped.step(offset).await;
         for (id, status) in [fresh, ahead, silent, done].into_iter().zip(expected) {
             eventually_status(&writer, "F", id, status).await;
         }
@@ -283,5 +283,5 @@ async fn every_status_follows_a_step_of_the_databases_clock() {
     eventually_status(&writer, "F", fresh, "failed").await;
     daemon.ready().await;
     assert!(daemon.terminate().await.success());
-    adrift.server.stop().await.expect("it stops");
+    stepped.server.stop().await.expect("it stops");
 }

@@ -15,7 +15,7 @@ use testkit::random_writers::RandomWriters;
 use testkit::seed::Seed;
 use testkit::wait::{eventually, eventually_eq, within};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Kills a daemon whose drain has claimed events and waits for a lock that the test holds.
 async fn kill_between_claim_and_commit(release_at_once: bool) {
@@ -45,7 +45,7 @@ select count(*)
     for id in &ids {
         writer.attempt_ok("F", *id, "True", now).await;
     }
-    eventually(PATIENCE, "a batch is being applied", async || {
+    eventually(TIMEOUT, "a batch is being applied", async || {
         drain_is_stuck(&watcher, "victim").await
     })
     .await;
@@ -55,7 +55,7 @@ select count(*)
     } else {
         killing.await;
     }
-    eventually_eq(PATIENCE, "the dead daemon's sessions end", 0, async || {
+    eventually_eq(TIMEOUT, "the dead daemon's sessions end", 0, async || {
         sessions(&watcher, "victim").await
     })
     .await;
@@ -130,14 +130,14 @@ async fn every_status_is_right_after_a_server_crash_under_load() {
 
     for crash in [true, true, false] {
         let before = traffic.written();
-        eventually(PATIENCE, "there is load", async || {
+        eventually(TIMEOUT, "there is load", async || {
             traffic.written() > before + 400
         })
         .await;
         if crash {
             server.kill9().await.expect("it can be killed");
             eventually_eq(
-                PATIENCE,
+                TIMEOUT,
                 "not ready without a server",
                 Some(503),
                 async || readiness(&daemon).await,
@@ -147,13 +147,13 @@ async fn every_status_is_right_after_a_server_crash_under_load() {
         } else {
             server.restart().await.expect("it stops and starts");
         }
-        eventually_eq(PATIENCE, "ready again", Some(200), async || {
+        eventually_eq(TIMEOUT, "ready again", Some(200), async || {
             readiness(&daemon).await
         })
         .await;
     }
     let before = traffic.written();
-    eventually(PATIENCE, "there is load", async || {
+    eventually(TIMEOUT, "there is load", async || {
         traffic.written() > before + 100
     })
     .await;
@@ -161,7 +161,7 @@ async fn every_status_is_right_after_a_server_crash_under_load() {
     eventually_no_drift(&database.client().await).await;
 
     stop.store(true, Ordering::Relaxed);
-    let (asked, bad) = within(PATIENCE, "the last answer", health)
+    let (asked, bad) = within(TIMEOUT, "the last answer", health)
         .await
         .expect("no panic");
     assert!(asked > 20 && bad.is_empty(), "{asked} answers, {bad:?}");

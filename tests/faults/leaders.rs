@@ -10,7 +10,7 @@ use testkit::database::Database;
 use testkit::drift::{eventually_no_drift, eventually_status};
 use testkit::wait::{eventually, eventually_eq};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The promised time for a follower to take over.
 const TAKEN_OVER: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ const TAKEN_OVER: Duration = Duration::from_secs(5);
 /// A leader named `first` and a follower named `second`.
 async fn pair(database: &Database) -> (Daemon, Daemon) {
     let first = named(database, "first").start().await;
-    eventually(PATIENCE, "the first leads", async || leads(&first).await).await;
+    eventually(TIMEOUT, "the first leads", async || leads(&first).await).await;
     let second = named(database, "second").start().await;
     assert!(!leads(&second).await);
     (first, second)
@@ -61,7 +61,7 @@ async fn a_follower_takes_over_within_five_seconds_after_its_leader_dies() {
     let third = named(&database, "third").start().await;
     assert!(!leads(&third).await);
     assert!(second.terminate().await.success());
-    eventually(PATIENCE, "the third leads", async || leads(&third).await).await;
+    eventually(TIMEOUT, "the third leads", async || leads(&third).await).await;
     eventually_no_drift(writer.client()).await;
 }
 
@@ -85,7 +85,7 @@ async fn a_leader_frozen_within_a_batch_keeps_no_lock_and_writes_nothing_stale()
     for id in &ids {
         writer.attempt_ok("F", *id, "True", now).await;
     }
-    eventually(PATIENCE, "a batch is being applied", async || {
+    eventually(TIMEOUT, "a batch is being applied", async || {
         drain_is_stuck(&watcher, "first").await
     })
     .await;
@@ -158,7 +158,7 @@ select count(pg_terminate_backend(pid))
             "failed"
         };
         eventually_status(&writer, "F", id, status).await;
-        eventually(PATIENCE, "one of the two leads", async || {
+        eventually(TIMEOUT, "one of the two leads", async || {
             leads(&first).await != leads(&second).await
         })
         .await;

@@ -14,7 +14,7 @@ use testkit::database::{Database, connect};
 use testkit::drift::{eventually_no_drift, eventually_status};
 use testkit::wait::{eventually, within};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the row is locked: several times each timeout of the indexer.
 const HELD: Duration = Duration::from_secs(6);
@@ -80,7 +80,7 @@ impl Load {
     /// Stops it; returns the count and the longest duration.
     async fn end(self) -> (u64, Duration) {
         self.stop.store(true, Ordering::Relaxed);
-        let longest = within(PATIENCE, "the writers stop", self.task).await;
+        let longest = within(TIMEOUT, "the writers stop", self.task).await;
         let longest = longest.expect("nothing in the load fails");
         (self.done.load(Ordering::Relaxed), longest)
     }
@@ -243,7 +243,7 @@ async fn batches_neither_deadlock_with_nor_delay_heartbeats_and_tags() {
         evidence(&config, &ids),
     ];
     for load in &loads {
-        eventually(PATIENCE, "the writers are running", async || {
+        eventually(TIMEOUT, "the writers are running", async || {
             load.done() > 600
         })
         .await;
@@ -321,7 +321,7 @@ async fn a_locked_table_is_waited_for_in_short_attempts() {
     let id = writer.insert_run("F", Some(now / 1000)).await;
     run(&holder, "begin; lock table runs_v3 in exclusive mode").await;
     writer.attempt_ok("F", id, "True", now).await;
-    eventually(PATIENCE, "a lock timeout is counted", async || {
+    eventually(TIMEOUT, "a lock timeout is counted", async || {
         daemon.metric("status_indexer_lock_timeouts_total").await >= Some(3.0)
     })
     .await;

@@ -13,7 +13,7 @@ use testkit::drift::{eventually_no_drift, eventually_status};
 use testkit::pooler::Pooler;
 use testkit::wait::eventually;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// All session state that one client of the pooler could leave to the next.
 async fn leftovers(client: &Client) -> BTreeSet<String> {
@@ -91,13 +91,13 @@ async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_no_session_stat
     eventually_status(&writer, "F", stale, "failed").await;
     eventually_no_drift(writer.client()).await;
 
-    let told = |daemon: &testkit::daemon::Daemon| {
+    let logged = |daemon: &testkit::daemon::Daemon| {
         let log = daemon.log();
         log.iter()
             .filter(|line| line["message"].to_string().contains("transaction pooler"))
             .count()
     };
-    assert_eq!(told(&daemon), 1);
+    assert_eq!(logged(&daemon), 1);
     assert_eq!(
         daemon.metric("status_indexer_listener_connected").await,
         Some(0.0)
@@ -130,7 +130,7 @@ async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_no_session_stat
         "{}",
         text_of(&refused)
     );
-    eventually(PATIENCE, "nothing is left behind", async || {
+    eventually(TIMEOUT, "nothing is left behind", async || {
         leftovers(&neighbour).await.is_empty()
     })
     .await;

@@ -16,7 +16,7 @@ use testkit::seed::Seed;
 use testkit::wait::eventually;
 use testkit::writer::Writer;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A run whose heartbeat became stale a second ago, before any sweep.
 async fn stale_run(writer: &Writer) -> i32 {
@@ -49,7 +49,7 @@ select exists (select
                  from pg_stat_activity
                 where datname = current_database()
                   and wait_event_type = 'Lock')";
-    eventually(PATIENCE, "a session waits for the row", async || {
+    eventually(TIMEOUT, "a session waits for the row", async || {
         client
             .query_one(WAITING, &[])
             .await
@@ -208,7 +208,7 @@ async fn evidence_committed_after_the_rows_were_locked_is_evaluated() {
     // after it.
     let lock = "begin; lock table metadata_v3 in access exclusive mode";
     run(writer.client(), lock).await;
-    let judging = tokio::spawn(async move {
+    let evaluating = tokio::spawn(async move {
         let (changes, _) = apply(&sweep, "F", id).await;
         (sweep, changes)
     });
@@ -217,7 +217,7 @@ async fn evidence_committed_after_the_rows_were_locked_is_evaluated() {
     let now = writer.now_ms().await;
     writer.attempt_ok("F", id, "True", now).await;
     run(writer.client(), "commit").await;
-    let (sweep, changes) = judging.await.expect("no panic");
+    let (sweep, changes) = evaluating.await.expect("no panic");
     let changes = changes.expect("the status was wrong");
     assert_eq!(changes[0]["reason"], "end_succeeded", "{changes}");
     assert_eq!(drain(&sweep).await, 1);

@@ -10,7 +10,7 @@ use testkit::random_writers::RandomWriters;
 use testkit::seed::Seed;
 use testkit::wait::{eventually, eventually_eq};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The listener's promise: one probe per second, and one and a half seconds for its answer.
 const NOTICED: Duration = Duration::from_secs(3);
@@ -24,7 +24,7 @@ async fn an_unresponsive_connection_is_noticed_within_three_seconds_and_no_event
     writer.insert_flow("F").await;
     let now = writer.now_ms().await;
     let run = writer.insert_run("F", Some(now / 1000)).await;
-    eventually_eq(PATIENCE, "it listens", Some(1.0), async || {
+    eventually_eq(TIMEOUT, "it listens", Some(1.0), async || {
         daemon.metric("status_indexer_listener_connected").await
     })
     .await;
@@ -32,14 +32,14 @@ async fn an_unresponsive_connection_is_noticed_within_three_seconds_and_no_event
     proxy.black_hole();
     let start = Instant::now();
     writer.attempt_ok("F", run, "True", now).await;
-    eventually_eq(PATIENCE, "the silence is noticed", Some(0.0), async || {
+    eventually_eq(TIMEOUT, "the silence is noticed", Some(0.0), async || {
         daemon.metric("status_indexer_listener_connected").await
     })
     .await;
     let noticed = start.elapsed();
     println!("noticed after {noticed:?}");
     assert!(noticed < NOTICED, "noticed after {noticed:?}");
-    eventually_eq(PATIENCE, "not ready", Some(503), async || {
+    eventually_eq(TIMEOUT, "not ready", Some(503), async || {
         daemon.get("/readyz").await.map(|(code, _)| code)
     })
     .await;
@@ -63,7 +63,7 @@ async fn connections_that_break_under_load_lose_no_event() {
     let traffic = RandomWriters::start(&database.config(), &seed, 2, Duration::from_millis(5));
     for _ in 0..5 {
         let before = traffic.written();
-        eventually(PATIENCE, "there is load", async || {
+        eventually(TIMEOUT, "there is load", async || {
             traffic.written() > before + 40
         })
         .await;
@@ -71,7 +71,7 @@ async fn connections_that_break_under_load_lose_no_event() {
             .metric("status_indexer_listener_reconnects_total")
             .await;
         proxy.cut();
-        eventually(PATIENCE, "the loss is counted", async || {
+        eventually(TIMEOUT, "the loss is counted", async || {
             daemon
                 .metric("status_indexer_listener_reconnects_total")
                 .await
@@ -109,7 +109,7 @@ async fn a_daemon_with_an_unresponsive_server_stops_on_a_signal() {
     let proxy = Proxy::to(shared().await.address()).await;
     let daemon = Launch::through(&database, proxy.address()).start().await;
     proxy.black_hole();
-    eventually_eq(PATIENCE, "the silence is noticed", Some(0.0), async || {
+    eventually_eq(TIMEOUT, "the silence is noticed", Some(0.0), async || {
         daemon.metric("status_indexer_listener_connected").await
     })
     .await;

@@ -14,7 +14,7 @@ use testkit::random_writers::RandomWriters;
 use testkit::seed::Seed;
 use testkit::wait::{eventually, eventually_eq};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The default of `--shutdown-timeout`.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ async fn sigterm_and_sigint_stop_the_daemon_cleanly_under_load() {
     for interrupt in [false, true] {
         let daemon = Launch::on(&database).start().await;
         let before = traffic.written();
-        eventually(PATIENCE, "there is load", async || {
+        eventually(TIMEOUT, "there is load", async || {
             traffic.written() > before + 200
         })
         .await;
@@ -146,7 +146,7 @@ async fn a_daemon_started_before_its_database_waits_for_it() {
     run(&client, UPSTREAM).await;
     drop(client);
     // Complete from the start: the daemon would exit on a database without upstream's tables.
-    eventually(PATIENCE, "the database has its name", async || {
+    eventually(TIMEOUT, "the database has its name", async || {
         let rename = format!("alter database {name}_made rename to {name}");
         admin.batch_execute(&rename).await.is_ok()
     })
@@ -192,7 +192,7 @@ async fn a_daemon_continues_after_the_indexer_is_removed_and_installed_again() {
     eventually_no_drift(writer.client()).await;
     for round in 1..=2 {
         command(&database, "migrate down").await;
-        eventually_eq(PATIENCE, "not able", Some(503), async || {
+        eventually_eq(TIMEOUT, "not able", Some(503), async || {
             readiness(&daemon).await
         })
         .await;

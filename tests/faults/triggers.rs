@@ -12,7 +12,7 @@ use testkit::drift::{eventually_no_drift, eventually_status};
 use testkit::wait::eventually;
 use testkit::writer::Writer;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A trigger gives up after 100 ms; its writer ends well before this on any machine.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -182,7 +182,7 @@ async fn writers_succeed_after_the_queue_was_dropped_and_a_new_installation_corr
     run(writer.client(), "drop table status_indexer.queue").await;
     write_everything(&writer, id).await;
     eventually(
-        PATIENCE,
+        TIMEOUT,
         "the daemon says that it is not able",
         async || matches!(daemon.get("/readyz").await, Some((503, _))),
     )
@@ -267,7 +267,7 @@ async fn writers_succeed_with_a_full_notification_queue_and_statuses_follow() {
             > Some(0.9)
     );
     run(&sleeper, "commit").await;
-    eventually(PATIENCE, "the queue empties", async || {
+    eventually(TIMEOUT, "the queue empties", async || {
         fill_level(&writer).await < 0.1
     })
     .await;

@@ -14,7 +14,7 @@ use testkit::history::step::{Heartbeat, Step, Write};
 use testkit::seed::Seed;
 
 /// How long events may take on a busy machine; on an idle one they take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Enough rounds to miss any trigger; for most, one in four does.
 const FOUND_WITHIN: usize = 80;
@@ -61,7 +61,7 @@ async fn drop_trigger(environment: &Environment, table: &str, trigger: &str) {
 /// than its run does not.
 async fn failure(environment: &mut Environment, steps: &[Step]) -> Option<Failure> {
     let first = environment.histories.len();
-    let mut failure = run_steps(environment, steps, PATIENCE).await.err()?;
+    let mut failure = run_steps(environment, steps, TIMEOUT).await.err()?;
     failure.histories.retain(|number| {
         !environment.histories[first + number]
             .model
@@ -150,7 +150,7 @@ async fn statuses_that_only_the_reconciler_corrected_are_reported_as_drift() {
     let mut environment = Environment::open(&server, GENERATED_CUTOFF).await;
     drop_trigger(&environment, "metadata_v3", "insert").await;
     let round = plain_rounds(&seed).next().expect("rounds do not end");
-    let outcome = run_steps(&mut environment, &round.steps, PATIENCE).await;
+    let outcome = run_steps(&mut environment, &round.steps, TIMEOUT).await;
     let failure = outcome.expect_err("a trigger is missing");
     assert!(failure.text.starts_with("drift"), "{}", failure.text);
     environment.close().await;

@@ -41,7 +41,7 @@ const BEFORE: Duration = Duration::from_secs(1);
 const SETTLED_MARGIN: Duration = Duration::from_secs(30);
 
 /// All deadlines have passed long before; the backfill may take a while on a slow machine.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The options of the demo.
 #[derive(Debug, clap::Args)]
@@ -199,7 +199,7 @@ impl Demo {
         self.clients.stop.cancel();
         let stopped = Instant::now();
         let mut settled = false;
-        while !settled && stopped.elapsed() < SETTLE_PATIENCE {
+        while !settled && stopped.elapsed() < SETTLE_TIMEOUT {
             self.refresh().await?;
             tokio::time::sleep(FRAME).await;
             settled =

@@ -12,7 +12,7 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use testkit::wait::{eventually, eventually_some, within};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running demo, with a temporary directory of its own to check for leftovers.
 struct Demo {
@@ -56,14 +56,14 @@ impl Demo {
             }
             None
         };
-        within(PATIENCE, &format!("it prints {text:?}"), reading).await
+        within(TIMEOUT, &format!("it prints {text:?}"), reading).await
     }
 
     /// Waits until it exits, and returns all that it printed; fails unless the code is the expected
     /// one.
     async fn exits(mut self, code: i32) -> String {
         self.prints("\0 what it never prints").await;
-        let status: ExitStatus = within(PATIENCE, "it exits", self.child.wait())
+        let status: ExitStatus = within(TIMEOUT, "it exits", self.child.wait())
             .await
             .expect("it can be waited for");
         let mut errors = String::new();
@@ -83,7 +83,7 @@ impl Demo {
     /// The guard of its server ends after the demo.
     async fn leaves_nothing(&self) {
         let home = self.home.path();
-        eventually(PATIENCE, "nothing is left behind", async || {
+        eventually(TIMEOUT, "nothing is left behind", async || {
             entries(home).is_empty() && !mentioned(home)
         })
         .await;
@@ -165,13 +165,13 @@ async fn the_demos_commands_work_as_they_are_printed() {
         .expect("the line was read");
     let (block, _) = after.split_once("\n\n").expect("a blank line ends them");
     for command in block.replace("\\\n", " ").lines() {
-        let output = eventually_some(PATIENCE, command, async || {
+        let output = eventually_some(TIMEOUT, command, async || {
             let output = Command::new("sh").args(["-c", command]).output();
             let output = output.await.expect("sh runs");
             assert!(output.status.success(), "{command}: {output:?}");
             let printed = String::from_utf8_lossy(&output.stdout).into_owned();
             // The backfill takes a moment, less than a person needs to type the command.
-            (!printed.contains("the first pass over all runs is not complete")).then_some(printed)
+            (!printed.contains("the backfill is not complete")).then_some(printed)
         });
         commands.push(output.await);
     }

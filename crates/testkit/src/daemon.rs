@@ -25,7 +25,7 @@ use crate::database::Database;
 use crate::product;
 use crate::wait::{eventually, eventually_some, within};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 thread_local! {
     static WATCHED: RefCell<Vec<Weak<Process>>> = const { RefCell::new(Vec::new()) };
@@ -136,7 +136,7 @@ impl Launch {
     pub async fn output(self) -> std::process::Output {
         let mut command = self.command();
         command.kill_on_drop(true);
-        within(PATIENCE * 3, "the command ends", command.output())
+        within(TIMEOUT * 3, "the command ends", command.output())
             .await
             .expect("the binary can be executed")
     }
@@ -198,7 +198,7 @@ impl Daemon {
 
     /// Waits until `/readyz` answers 200.
     pub async fn ready(&self) {
-        eventually(PATIENCE, "the daemon is ready", async || {
+        eventually(TIMEOUT, "the daemon is ready", async || {
             matches!(self.get("/readyz").await, Some((200, _)))
         })
         .await;
@@ -224,7 +224,7 @@ impl Daemon {
 
     /// Waits for a line in the log and returns it.
     pub async fn logged(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        eventually_some(PATIENCE, &format!("logged: {what}"), async || {
+        eventually_some(TIMEOUT, &format!("logged: {what}"), async || {
             self.process.log().iter().find(|line| wanted(line)).cloned()
         })
         .await
@@ -234,7 +234,7 @@ impl Daemon {
     pub async fn freeze(&self) {
         self.process.signal(Signal::SIGSTOP);
         // A thread on another processor continues until the signal reaches it.
-        eventually(PATIENCE, "all threads are stopped", async || {
+        eventually(TIMEOUT, "all threads are stopped", async || {
             is_stopped(self.process.pid)
         })
         .await;
@@ -268,7 +268,7 @@ impl Daemon {
         self.process.expect_end();
         let mut exited = self.process.exited.clone();
         let text = "the daemon ends";
-        let exited = within(PATIENCE, text, exited.wait_for(Option::is_some)).await;
+        let exited = within(TIMEOUT, text, exited.wait_for(Option::is_some)).await;
         exited
             .expect("the task that reaps the process reports its exit")
             .expect("it has ended")

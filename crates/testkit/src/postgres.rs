@@ -26,7 +26,7 @@ use guard::{Guard, News};
 use home::Home;
 
 /// How long a server may take to create, start or stop before that counts as a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Below the ports that systems give to outgoing connections: a server that is down for a moment
 /// finds its port free again, and nobody who dials it meanwhile is connected to himself.
@@ -94,7 +94,7 @@ impl Postgres {
             version: String::new(),
         };
 
-        if server.guard.order("init", PATIENCE).await? != News::Initialized {
+        if server.guard.order("init", TIMEOUT).await? != News::Initialized {
             bail!(
                 "could not create a database cluster with {}\n{}",
                 server.programs.display(),
@@ -236,10 +236,10 @@ impl Postgres {
         doomed.push(postmaster);
         processes::signal("KILL", &doomed).await?;
         self.guard
-            .until(PATIENCE, |news| !matches!(news, News::Started(_)))
+            .until(TIMEOUT, |news| !matches!(news, News::Started(_)))
             .await?;
         // A backend that lives on would hold the shared memory, and the next start would refuse.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while processes::any_alive(&doomed).await? {
             if Instant::now() > deadline {
                 bail!("processes of the killed server live on: {doomed:?}");
@@ -278,7 +278,7 @@ impl Postgres {
         self.shut_down().await?;
         self.guard.dismiss();
         self.guard
-            .until(PATIENCE, |news| *news == News::Gone)
+            .until(TIMEOUT, |news| *news == News::Gone)
             .await
             .map(drop)
     }
@@ -290,15 +290,15 @@ impl Postgres {
         };
         processes::signal("INT", &[postmaster]).await?;
         self.guard
-            .until(PATIENCE, |news| !matches!(news, News::Started(_)))
+            .until(TIMEOUT, |news| !matches!(news, News::Started(_)))
             .await?;
         Ok(())
     }
 
     /// Has the guard start the server and waits until it answers; returns its version.
     async fn launch(&self) -> Result<String> {
-        self.guard.order("start", PATIENCE).await?;
-        let deadline = Instant::now() + PATIENCE;
+        self.guard.order("start", TIMEOUT).await?;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let refusal = match timeout(Duration::from_secs(5), self.ask_version()).await {
                 Ok(Ok(version)) => return Ok(version),

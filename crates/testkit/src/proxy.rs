@@ -23,7 +23,7 @@ struct State {
     generation: u64,
 }
 
-/// A proxy that forwards until it is told to fail; it ends, with its connections, when dropped.
+/// A proxy that forwards until a fault is injected; it ends, with its connections, when dropped.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,

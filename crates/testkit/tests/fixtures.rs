@@ -16,7 +16,7 @@ use testkit::database::{Database, connect, shared};
 use testkit::proxy::Proxy;
 use testkit::wait::{eventually, eventually_eq, within};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn fresh_databases_see_nothing_of_each_other() {
@@ -105,7 +105,7 @@ async fn a_killed_server_keeps_committed_rows() {
 
     server.kill9().await.expect("it can be killed");
     assert_eq!(server.pid(), None);
-    within(PATIENCE, "the session ends", working)
+    within(TIMEOUT, "the session ends", working)
         .await
         .expect("no panic")
         .expect_err("its server is dead");
@@ -150,7 +150,7 @@ async fn a_dropped_server_is_removed_even_when_it_hangs() {
     let postmaster = Pid::from_raw(i32::try_from(pid).expect("process ids are small"));
     kill(postmaster, Signal::SIGSTOP).expect("it runs");
     drop(server);
-    eventually(PATIENCE, "the directory is gone", async || {
+    eventually(TIMEOUT, "the directory is gone", async || {
         !directory.exists()
     })
     .await;
@@ -220,16 +220,16 @@ async fn a_black_hole_delivers_nothing_and_heals_without_loss() {
     assert!(!insert.is_finished() && !connecting.is_finished());
 
     proxy.heal();
-    let client = within(PATIENCE, "the statement ends", insert)
+    let client = within(TIMEOUT, "the statement ends", insert)
         .await
         .expect("no panic");
-    within(PATIENCE, "the connection is made", connecting)
+    within(TIMEOUT, "the connection is made", connecting)
         .await
         .expect("no panic");
-    eventually_eq(PATIENCE, "the row is there", 1, count).await;
+    eventually_eq(TIMEOUT, "the row is there", 1, count).await;
 
     proxy.cut();
-    eventually(PATIENCE, "the connection ends", async || client.is_closed()).await;
+    eventually(TIMEOUT, "the connection ends", async || client.is_closed()).await;
 }
 
 #[tokio::test]

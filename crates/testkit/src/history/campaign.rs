@@ -19,10 +19,10 @@ use super::shrink::shrink;
 use super::step::Step;
 
 /// How long an environment may take to settle.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same where a failure is made smaller; longer than any fault stops the pipeline.
-const PATIENCE_AGAIN: Duration = Duration::from_secs(12);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// How many parts of a failed round are tried.
 const TRIALS: usize = 60;
@@ -91,7 +91,7 @@ impl Campaign {
                 (Environment::open(&self.server, round.cutoff).await, 0)
             }
         };
-        let totals = caught(run_steps(&mut environment, &round.steps, PATIENCE)).await?;
+        let totals = caught(run_steps(&mut environment, &round.steps, TIMEOUT)).await?;
         self.environment = Some((environment, rounds + 1));
         Ok(totals)
     }
@@ -102,7 +102,7 @@ impl Campaign {
         let again = async |steps: &[Step]| {
             let outcome = async {
                 let mut environment = Environment::open(&self.server, round.cutoff).await;
-                let outcome = run_steps(&mut environment, steps, PATIENCE_AGAIN).await;
+                let outcome = run_steps(&mut environment, steps, RETRY_TIMEOUT).await;
                 environment.close().await;
                 outcome
             };

@@ -48,9 +48,9 @@ struct Mismatch {
 pub async fn settled(
     environment: &Environment,
     first: usize,
-    patience: Duration,
+    limit: Duration,
 ) -> Result<usize, Failure> {
-    let snapshot = settled_after(environment, first, patience, 0).await?;
+    let snapshot = settled_after(environment, first, limit, 0).await?;
     Ok(snapshot.compared)
 }
 
@@ -61,7 +61,7 @@ pub async fn settled(
 pub async fn settled_past_deadlines(
     environment: &Environment,
     first: usize,
-    patience: Duration,
+    limit: Duration,
 ) -> Result<usize, Failure> {
     let at = snapshot(environment).await?.at;
     let last = environment.histories[first..]
@@ -69,18 +69,18 @@ pub async fn settled_past_deadlines(
         .flat_map(|history| history.model.deadlines(environment.cutoff))
         .filter(|deadline| (at..at + NEAR_MICROS).contains(deadline))
         .max();
-    let snapshot = settled_after(environment, first, patience, last.unwrap_or(0)).await?;
+    let snapshot = settled_after(environment, first, limit, last.unwrap_or(0)).await?;
     Ok(snapshot.compared)
 }
 
 async fn settled_after(
     environment: &Environment,
     first: usize,
-    patience: Duration,
+    limit: Duration,
     after: i128,
 ) -> Result<Snapshot, Failure> {
     let mut last = None;
-    let outcome = poll(patience, async || {
+    let outcome = poll(limit, async || {
         let snapshot = match snapshot(environment).await {
             Ok(snapshot) => snapshot,
             Err(failure) => return Some(Err(failure)),
@@ -100,7 +100,7 @@ async fn settled_after(
         (Some(outcome), _) => outcome,
         (None, Some(last)) => Err(failure(environment, first, &last).await),
         (None, None) => Err(Failure::new(format!(
-            "the runs could not be read within {patience:?}\n{}",
+            "the runs could not be read within {limit:?}\n{}",
             daemon::tails()
         ))),
     }

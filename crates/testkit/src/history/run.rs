@@ -23,7 +23,7 @@ use crate::wait::poll;
 const ROWS: i64 = 1_000;
 
 /// How long one event may wait in the queue where each is waited for.
-const EVENT_PATIENCE: Duration = Duration::from_secs(60);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a round failed.
 #[derive(Debug)]
@@ -74,14 +74,14 @@ impl Totals {
     }
 }
 
-/// Runs a round. `patience` is how long the environment may take to settle.
+/// Runs a round. `limit` is how long the environment may take to settle.
 ///
 /// # Errors
 /// If a write is refused, or a check fails.
 pub async fn run_steps(
     environment: &mut Environment,
     steps: &[Step],
-    patience: Duration,
+    limit: Duration,
 ) -> Result<Totals, Failure> {
     let first = environment.histories.len();
     open(environment, histories_in(steps)).await?;
@@ -101,15 +101,15 @@ pub async fn run_steps(
                 totals.faults += 1;
             }
             Step::Check if environment.can_settle() => {
-                totals.compared += settled(environment, first, patience).await?;
+                totals.compared += settled(environment, first, limit).await?;
             }
             Step::Check | Step::Write { .. } => {}
         }
         rest = &rest[1..];
     }
     environment.recover().await;
-    totals.compared += settled(environment, first, patience).await?;
-    totals.compared += settled_past_deadlines(environment, first, patience).await?;
+    totals.compared += settled(environment, first, limit).await?;
+    totals.compared += settled_past_deadlines(environment, first, limit).await?;
     check_rows(environment, first).await?;
     check_drift(environment, first)?;
     environment.stop_second().await;
@@ -239,7 +239,7 @@ async fn applied(client: &Client, flow: &str) -> Result<(), Failure> {
 select exists (select
                  from status_indexer.queue
                 where flow_id = $1)";
-    let outcome = poll(EVENT_PATIENCE, async || {
+    let outcome = poll(EVENT_TIMEOUT, async || {
         match client.query_one(QUEUED, &[&flow]).await {
             Ok(row) if row.get(0) => None,
             Ok(_) => Some(Ok(())),
@@ -248,7 +248,7 @@ select exists (select
     })
     .await;
     outcome.unwrap_or_else(|| {
-        let text = format!("{flow}: an event was not applied within {EVENT_PATIENCE:?}");
+        let text = format!("{flow}: an event was not applied within {EVENT_TIMEOUT:?}");
         Err(Failure::new(text))
     })
 }

@@ -72,7 +72,7 @@ impl Guard {
     }
 
     /// Gives an order and waits for the news that it makes.
-    pub(super) async fn order(&self, order: &str, patience: Duration) -> Result<News> {
+    pub(super) async fn order(&self, order: &str, limit: Duration) -> Result<News> {
         let mut news = self.news.clone();
         // What was said before does not answer this order.
         news.borrow_and_update();
@@ -83,9 +83,9 @@ impl Guard {
             .context("the guard was dismissed")?
             .write_all(format!("{order}\n").as_bytes())
             .context("the guard takes no orders")?;
-        timeout(patience, news.changed())
+        timeout(limit, news.changed())
             .await
-            .with_context(|| format!("no answer to `{order}` within {patience:?}"))?
+            .with_context(|| format!("no answer to `{order}` within {limit:?}"))?
             .context("the guard is gone")?;
         Ok(*news.borrow())
     }
@@ -97,13 +97,13 @@ impl Guard {
     /// Waits for news that `wanted` accepts.
     pub(super) async fn until(
         &self,
-        patience: Duration,
+        limit: Duration,
         wanted: impl FnMut(&News) -> bool,
     ) -> Result<News> {
         let mut news = self.news.clone();
-        let found = timeout(patience, news.wait_for(wanted))
+        let found = timeout(limit, news.wait_for(wanted))
             .await
-            .with_context(|| format!("the server did not get there within {patience:?}"))?
+            .with_context(|| format!("the server did not get there within {limit:?}"))?
             .context("the guard is gone")?;
         Ok(*found)
     }

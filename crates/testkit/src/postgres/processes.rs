@@ -11,9 +11,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
-/// Sends a signal (`KILL`, `INT`, ...) to each process; one that is gone already is no error.
+/// Sends a signal (`KILL`, `INT`, ...) to each process; one that has ended already is not an error.
 pub(super) async fn signal(name: &str, pids: &[u32]) -> Result<()> {
-    // The status is no use: it does not tell a process that had ended from other failures.
+    // The status is useless: it does not distinguish a process that had ended from other failures.
     Command::new("sh")
         .args([
             "-c",
