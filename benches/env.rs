@@ -128,11 +128,9 @@ pub(crate) async fn ready(daemon: &Daemon) -> Result<()> {
 /// Waits until nothing is queued.
 pub(crate) async fn settled(client: &Client) -> Result<()> {
     const EMPTY: &str = "select not exists (select from status_indexer.queue)";
-    let empty = poll(TIMEOUT, async || {
-        match client.query_one(EMPTY, &[]).await {
-            Ok(row) => row.get::<_, bool>(0).then_some(Ok(())),
-            Err(error) => Some(Err(error)),
-        }
+    let empty = poll(TIMEOUT, async || match client.query_one(EMPTY, &[]).await {
+        Ok(row) => row.get::<_, bool>(0).then_some(Ok(())),
+        Err(error) => Some(Err(error)),
     });
     Ok(empty.await.context("the queue does not become empty")??)
 }

@@ -92,12 +92,7 @@ async fn scenario(
 }
 
 /// Nothing expires.
-async fn idle(
-    env: &BenchEnv,
-    report: &mut Report,
-    client: &Client,
-    daemon: &Daemon,
-) -> Result<()> {
+async fn idle(env: &BenchEnv, report: &mut Report, client: &Client, daemon: &Daemon) -> Result<()> {
     if env.statements {
         reset_costs(client).await?;
     }

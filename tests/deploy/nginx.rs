@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio_util::task::AbortOnDropHandle;
 
-use testkit::daemon::watchdog;
+use testkit::process::watchdog;
 use testkit::wait::within;
 
 const CONFIG: &str = include_str!("../../deploy/nginx/status-indexer.conf");

@@ -181,11 +181,9 @@ async fn writers_succeed_after_the_queue_was_dropped_and_a_new_installation_corr
     let id = writer.insert_run("F", Some(now / 1000)).await;
     run(writer.client(), "drop table status_indexer.queue").await;
     write_everything(&writer, id).await;
-    eventually(
-        TIMEOUT,
-        "the daemon says that it is not able",
-        async || matches!(daemon.get("/readyz").await, Some((503, _))),
-    )
+    eventually(TIMEOUT, "the daemon says that it is not able", async || {
+        matches!(daemon.get("/readyz").await, Some((503, _)))
+    })
     .await;
     command(&database, "migrate down").await;
     command(&database, "migrate up").await;

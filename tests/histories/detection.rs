@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use testkit::history::campaign::fewest;
 use testkit::history::environment::{Environment, Server};
+use testkit::history::failure::Failure;
 use testkit::history::generate::{Faults, Round};
-use testkit::history::run::{Failure, run_steps};
+use testkit::history::run::run_steps;
 use testkit::history::step::{Heartbeat, Step, Write};
 use testkit::seed::Seed;
 

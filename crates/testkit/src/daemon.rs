@@ -5,31 +5,24 @@
 //! test's thread has started, and dropping one that died by itself panics. A daemon never outlives
 //! its test, not even when the test's process is killed. Called by every test of a running daemon.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Command as Shell, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{ChildStderr, Command};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::process::Command;
 use tokio::sync::watch;
 
 use crate::database::Database;
+use crate::process::{Process, watchdog};
 use crate::product;
 use crate::wait::{eventually, eventually_some, within};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-thread_local! {
-    static WATCHED: RefCell<Vec<Weak<Process>>> = const { RefCell::new(Vec::new()) };
-}
 
 /// How to start a daemon or a command: `Launch::on(&database).arg("--cutoff").arg("5").start().await`.
 #[derive(Debug, Clone)]
@@ -102,12 +95,7 @@ impl Launch {
         let mut child = command.spawn().expect("the binary can be executed");
         let pid = child.id().expect("the process has not been reaped");
         let (exit, exited) = watch::channel(None);
-        let process = Arc::new(Process {
-            pid,
-            log: Mutex::default(),
-            exited,
-            end_expected: Mutex::new(false),
-        });
+        let process = Process::watched(pid, exited);
         let log = child.stderr.take().expect("the output is piped");
         let reading = Arc::clone(&process);
         tokio::spawn(async move {
@@ -115,7 +103,6 @@ impl Launch {
             reading.read(log).await;
             exit.send_replace(child.wait().await.ok());
         });
-        WATCHED.with_borrow_mut(|watched| watched.push(Arc::downgrade(&process)));
         Daemon {
             watchdog: watchdog(pid),
             process,
@@ -148,19 +135,11 @@ pub struct Daemon {
     watchdog: std::process::Child,
 }
 
-struct Process {
-    pid: u32,
-    log: Mutex<Vec<Value>>,
-    exited: watch::Receiver<Option<ExitStatus>>,
-    /// Whether the test expects it to end.
-    end_expected: Mutex<bool>,
-}
-
 impl Daemon {
     /// The process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.process.pid
+        self.process.pid()
     }
 
     /// The address of its metrics, once it listens.
@@ -235,7 +214,7 @@ impl Daemon {
         self.process.signal(Signal::SIGSTOP);
         // A thread on another processor continues until the signal reaches it.
         eventually(TIMEOUT, "all threads are stopped", async || {
-            is_stopped(self.process.pid)
+            self.process.is_stopped()
         })
         .await;
     }
@@ -294,122 +273,4 @@ impl Drop for Daemon {
             panic!("{text}");
         }
     }
-}
-
-impl Process {
-    fn log(&self) -> MutexGuard<'_, Vec<Value>> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn read(&self, log: ChildStderr) {
-        let mut lines = BufReader::new(log).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            let parsed = serde_json::from_str(&line).ok().filter(Value::is_object);
-            self.log()
-                .push(parsed.unwrap_or_else(|| json!({ "message": line })));
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        if self.exited.borrow().is_none() {
-            let pid = i32::try_from(self.pid).expect("process ids are small");
-            // It may have ended a moment ago; the signal then has no effect.
-            let _ = kill(Pid::from_raw(pid), signal);
-        }
-    }
-
-    fn expect_end(&self) {
-        *self
-            .end_expected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = true;
-    }
-
-    /// Why the test fails, if the process has ended unexpectedly.
-    fn unexpected_end(&self) -> Option<String> {
-        let expected = *self
-            .end_expected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let status = (*self.exited.borrow()).filter(|_| !expected)?;
-        let signal = status
-            .signal()
-            .map(|signal| format!(", signal {signal}"))
-            .unwrap_or_default();
-        Some(format!(
-            "the daemon died under the test ({status}{signal})\n{}",
-            self.tail()
-        ))
-    }
-
-    fn tail(&self) -> String {
-        let log = self.log();
-        let lines: Vec<String> = log[log.len().saturating_sub(30)..]
-            .iter()
-            .map(Value::to_string)
-            .collect();
-        format!("--- log of daemon {}\n{}", self.pid, lines.join("\n"))
-    }
-}
-
-/// Fails the test if a daemon that it started has died by itself.
-///
-/// # Panics
-/// If one has.
-pub fn check_all() {
-    let died = watched()
-        .iter()
-        .find_map(|process| process.unexpected_end());
-    if let Some(text) = died {
-        panic!("{text}");
-    }
-}
-
-/// The last log lines of the test's daemons, for the text of a failure.
-#[must_use]
-pub fn tails() -> String {
-    watched()
-        .iter()
-        .map(|process| process.tail())
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-fn watched() -> Vec<Arc<Process>> {
-    WATCHED.with_borrow_mut(|watched| {
-        watched.retain(|process| process.strong_count() > 0);
-        watched.iter().filter_map(Weak::upgrade).collect()
-    })
-}
-
-/// Whether every thread of the process is stopped; true where the system cannot tell.
-fn is_stopped(pid: u32) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return true;
-    };
-    threads.filter_map(Result::ok).all(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        state.is_empty() || state.starts_with('T')
-    })
-}
-
-/// Kills a process when the test's process dies before it, which closes the pipe.
-///
-/// # Panics
-/// If `sh` cannot be started.
-#[must_use]
-pub fn watchdog(pid: u32) -> std::process::Child {
-    Shell::new("sh")
-        .args([
-            "-c",
-            r#"trap "" HUP INT TERM; read -r _; kill -s KILL "$1""#,
-            "watchdog",
-            &pid.to_string(),
-        ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("every system has sh")
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::daemon;
+use crate::process;
 use crate::wait::poll;
 use crate::writer::Writer;
 
@@ -44,7 +44,7 @@ pub async fn eventually_status(writer: &Writer, flow: &str, run: i32, status: &s
         reached.is_some(),
         "{flow}/{run} is {last:?} and must be {status}\n{}\n{}",
         explain(writer.client(), flow, run.into()).await,
-        daemon::tails()
+        process::tails()
     );
 }
 
@@ -69,7 +69,7 @@ pub async fn eventually_no_drift(client: &Client) {
         "{queued} events in the queue, {} statuses differ\n{}\n{}",
         differing.len(),
         explanations(client, &differing).await,
-        daemon::tails()
+        process::tails()
     );
 }
 

@@ -14,6 +14,7 @@
 pub mod campaign;
 pub mod check;
 pub mod environment;
+pub mod failure;
 pub mod flow_model;
 pub mod generate;
 pub mod run;

@@ -22,6 +22,7 @@ pub mod history;
 pub mod oracle;
 pub mod pooler;
 pub mod postgres;
+pub mod process;
 pub mod product;
 pub mod proxy;
 pub mod random_writers;

@@ -1,7 +1,7 @@
 //! Waits until a condition holds, with a deadline and a text that says what did not happen.
 //!
 //! Owns the one place where tests poll. Promises to fail at the deadline even when the condition
-//! itself hangs, and at once when a daemon that the test has started dies (see [`crate::daemon`]).
+//! itself hangs, and at once when a daemon that the test has started dies (see [`crate::process`]).
 //! Called by every test that expects something of a running process.
 
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::daemon;
+use crate::process;
 
 const INTERVAL: Duration = Duration::from_millis(10);
 
@@ -29,7 +29,7 @@ pub fn eventually(
         assert!(
             waited.is_some(),
             "{place}: not within {deadline:?}: {what}\n{}",
-            daemon::tails()
+            process::tails()
         );
     }
 }
@@ -56,7 +56,7 @@ pub fn eventually_eq<T: PartialEq + Debug>(
         assert!(
             waited.is_some(),
             "{place}: not within {deadline:?}: {what}: expected {expected:?}, last saw {last:?}\n{}",
-            daemon::tails()
+            process::tails()
         );
     }
 }
@@ -74,7 +74,7 @@ pub fn eventually_some<T>(
             Some(value) => value,
             None => panic!(
                 "{place}: not within {deadline:?}: {what}\n{}",
-                daemon::tails()
+                process::tails()
             ),
         }
     }
@@ -95,11 +95,11 @@ pub fn within<T>(
             if let Ok(value) = timeout(INTERVAL, &mut future).await {
                 return value;
             }
-            daemon::check_all();
+            process::check_all();
             assert!(
                 Instant::now() < end,
                 "{place}: not within {deadline:?}: {what}\n{}",
-                daemon::tails()
+                process::tails()
             );
         }
     }
@@ -109,14 +109,14 @@ pub fn within<T>(
 pub async fn poll<T>(deadline: Duration, mut attempt: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {
-        daemon::check_all();
+        process::check_all();
         let mut attempted = pin!(attempt());
         loop {
             match timeout(INTERVAL, &mut attempted).await {
                 Ok(Some(value)) => return Some(value),
                 Ok(None) => break,
                 // The attempt hangs: continue it, but notice a dead daemon and the deadline.
-                Err(_) => daemon::check_all(),
+                Err(_) => process::check_all(),
             }
             if Instant::now() > end {
                 return None;

@@ -13,8 +13,9 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 
 use super::environment::{Environment, Server};
+use super::failure::Failure;
 use super::generate::{Faults, Round};
-use super::run::{Failure, Totals, run_steps};
+use super::run::{Totals, run_steps};
 use super::shrink::shrink;
 use super::step::Step;
 

@@ -11,10 +11,10 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::environment::Environment;
-use super::run::Failure;
-use crate::daemon;
+use super::failure::Failure;
 use crate::drift::explain;
 use crate::oracle::{Evidence, Expected, MICROS};
+use crate::process;
 use crate::wait::poll;
 
 /// Changes by time that come so soon are waited for.
@@ -101,7 +101,7 @@ async fn settled_after(
         (None, Some(last)) => Err(failure(environment, first, &last).await),
         (None, None) => Err(Failure::new(format!(
             "the runs could not be read within {limit:?}\n{}",
-            daemon::tails()
+            process::tails()
         ))),
     }
 }
@@ -181,7 +181,7 @@ async fn failure(environment: &Environment, first: usize, snapshot: &Snapshot) -
             mismatch.stored, mismatch.expected
         );
     }
-    text += &daemon::tails();
+    text += &process::tails();
     let histories: BTreeSet<usize> = snapshot
         .mismatches
         .iter()
@@ -249,7 +249,7 @@ pub fn check_drift(environment: &Environment, first: usize) -> Result<(), Failur
         return Err(Failure {
             text: format!(
                 "drift where every write fired triggers: {line}\n{}",
-                daemon::tails()
+                process::tails()
             ),
             histories: number.checked_sub(first).into_iter().collect(),
         });

@@ -7,7 +7,7 @@
 //! before the next write of its history, so that equal steps have equal outcomes. Called by
 //! [`super::campaign`] and the tests.
 
-use std::collections::BTreeSet;
+use super::failure::Failure;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join_all;
@@ -24,26 +24,6 @@ const ROWS: i64 = 1_000;
 
 /// How long one event may wait in the queue where each is waited for.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Why a round failed.
-#[derive(Debug)]
-pub struct Failure {
-    /// For people.
-    pub text: String,
-    /// The histories whose runs were wrong, by their number in the round.
-    pub histories: BTreeSet<usize>,
-}
-
-impl Failure {
-    /// A failure of no history in particular.
-    #[must_use]
-    pub fn new(text: String) -> Self {
-        Self {
-            text,
-            histories: BTreeSet::new(),
-        }
-    }
-}
 
 /// What was done.
 #[derive(Debug, Clone, Copy, Default)]
