@@ -171,7 +171,7 @@ async fn the_demos_commands_work_as_they_are_printed() {
             assert!(output.status.success(), "{command}: {output:?}");
             let printed = String::from_utf8_lossy(&output.stdout).into_owned();
             // The backfill takes a moment, less than a person needs to type the command.
-            (!printed.contains("the first pass over all runs is not complete")).then_some(printed)
+            (!printed.contains("the backfill is not complete")).then_some(printed)
         });
         commands.push(output.await);
     }
