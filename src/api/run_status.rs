@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::response::Response;
-use tokio_postgres::Row;
-use tokio_postgres::types::{Json, Type};
+use tokio_postgres::types::Type;
 
 use super::admission::WhenFull;
 use super::error::ApiError;
 use super::statement::Statement;
 use super::{Api, json};
-use crate::store::{EXPLAIN, Explanation};
+use crate::store::{EXPLAIN, decode_explanation};
 
 /// Answers with the explanation of one run.
 pub(super) async fn explain(
@@ -22,25 +21,18 @@ pub(super) async fn explain(
     let params = [&flow_id, &run].map(|text| (Box::new(text.clone()) as _, Type::TEXT));
     let statement = Statement::fixed(EXPLAIN, params.into());
     let rows = reader.query(WhenFull::Reject, &statement).await?;
-    let explanation = read(&rows)?.ok_or_else(|| {
-        ApiError::not_found(format!("run {run} of flow {flow_id} does not exist"))
-    })?;
-    Ok(json(
-        serde_json::to_vec(&explanation).expect("an explanation is JSON"),
-    ))
-}
-
-/// Reads the answer of `status_indexer.explain`. None where the run does not exist.
-fn read(rows: &[Row]) -> Result<Option<Explanation>, ApiError> {
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
-    let answer: Option<Json<Explanation>> = row.try_get(0).map_err(|error| {
+    let answer = rows.first().map(decode_explanation).transpose();
+    let answer = answer.map_err(|error| {
         tracing::warn!(
             error = crate::error::chain(&error),
             "status_indexer.explain returned an unexpected answer: run `migrate up`"
         );
         ApiError::unavailable("the indexer's functions are of another version")
     })?;
-    Ok(answer.map(|json| json.0))
+    let explanation = answer.flatten().ok_or_else(|| {
+        ApiError::not_found(format!("run {run} of flow {flow_id} does not exist"))
+    })?;
+    Ok(json(
+        serde_json::to_vec(&explanation).expect("an explanation is JSON"),
+    ))
 }

@@ -274,7 +274,7 @@ async fn drift_exits_1_and_a_pending_event_explains_a_difference() {
     // Its event is in the queue.
     has(
         &installation.text(&name).await,
-        &["stored    running (differs; an event waits in the queue)"],
+        &["stored    running (differs; an event is pending)"],
     );
     assert_eq!(installation.json(&name).await["queued"], true);
     installation.drain().await;
@@ -287,7 +287,7 @@ async fn drift_exits_1_and_a_pending_event_explains_a_difference() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let message = String::from_utf8_lossy(&output.stdout);
         let wanted = if args.len() == 2 {
-            "stored    completed (DIFFERS, and nothing waits that would explain it)"
+            "stored    completed (DRIFT: differs, and no pending event explains it)"
         } else {
             "\"agrees\": false"
         };
@@ -378,7 +378,7 @@ async fn a_configured_cutoff_that_differs_from_the_stored_one_is_ignored_with_a_
     has(
         &warned,
         &[
-            "the cutoff in the database is used",
+            "using the cutoff in force in the database",
             "\"configured\":30",
             "\"stored\":360",
         ],

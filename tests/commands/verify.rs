@@ -25,7 +25,7 @@ async fn verify_lists_drift_and_changes_nothing() {
     assert_eq!(code, Some(1), "{text}");
     assert!(
         text.contains(
-            "F/1: stored running, should be completed (end_succeeded; attempt_ok true at 1,"
+            "F/1: stored running, expected completed (end_succeeded; attempt_ok true at 1,"
         ),
         "{text}"
     );

@@ -84,7 +84,7 @@ fn every_source_file_that_a_document_names_exists() {
             ]
             .iter()
             .any(|start| span.starts_with(start));
-            if is_path && !span.contains(['*', '{', '<', ' ']) {
+            if is_path && !span.contains(['*', '{', '<', ' ']) && !span.contains("NNNN") {
                 assert!(path(span).exists(), "{document}: {span}");
             }
         }
