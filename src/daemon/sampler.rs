@@ -7,19 +7,16 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Remedy;
+use crate::error::{Error, Remedy};
 use crate::metrics::Metrics;
 use crate::signals::Signals;
-use crate::store::Store;
+use crate::store::{State, Store};
 
 /// The interval while the column is valid.
-const INTERVAL: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The interval until the column is valid.
 const INTERVAL_UNTIL_VALID: Duration = Duration::from_secs(1);
-
-/// Samples of the queue, one in so many samples of the state.
-const QUEUE_EVERY: u32 = 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -35,13 +32,15 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// Runs until `stop`; then closes the pool.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let mut round = 0_u32;
         loop {
-            if round.is_multiple_of(QUEUE_EVERY) {
-                self.sample_queue().await;
+            self.store.db().observe_pool();
+            match self.sample().await {
+                Ok(state) => self.metrics.valid.set(state.valid.into()),
+                // Objects were removed, or a restore left them out: nobody maintains the column.
+                Err(error) if error.remedy() == Remedy::Migrate => self.metrics.valid.set(0),
+                // Errors are counted by the call, and logged by the stages.
+                Err(_) => {}
             }
-            round = round.wrapping_add(1);
-            self.sample_state().await;
             let interval = if self.metrics.valid.get() == 1 {
                 INTERVAL
             } else {
@@ -56,21 +55,10 @@ impl Sampler {
         self.store.db().close();
     }
 
-    async fn sample_queue(&self) {
-        self.store.db().observe_pool();
-        // Errors are counted by the call, and logged by the stages.
-        if let Ok((depth, oldest_secs)) = self.store.queue_depth().await {
-            self.metrics.queue_depth.set(depth);
-            self.metrics.queue_oldest_age_seconds.set(oldest_secs);
-        }
-    }
-
-    async fn sample_state(&self) {
-        match self.store.load_state().await {
-            Ok(state) => self.metrics.valid.set(state.valid.into()),
-            // The objects were removed, or a restore left them out: nobody maintains the column.
-            Err(error) if error.remedy() == Remedy::Migrate => self.metrics.valid.set(0),
-            Err(_) => {}
-        }
+    async fn sample(&self) -> Result<State, Error> {
+        let (depth, oldest_secs) = self.store.queue_depth().await?;
+        self.metrics.queue_depth.set(depth);
+        self.metrics.queue_oldest_age_seconds.set(oldest_secs);
+        self.store.load_state().await
     }
 }
