@@ -238,5 +238,20 @@ async fn without_a_postgresql_server_the_demo_says_what_to_install() {
         .expect("the demo can be executed");
     assert_eq!(output.status.code(), Some(1));
     let log = String::from_utf8_lossy(&output.stderr);
-    assert!(log.contains("initdb and postgres are not"), "{log}");
+    assert!(
+        log.contains("does not contain initdb and postgres"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn the_help_is_as_reviewed() {
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let output = command(home.path())
+        .arg("--help")
+        .output()
+        .await
+        .expect("the demo can be executed");
+    assert_eq!(output.status.code(), Some(0));
+    insta::assert_snapshot!(String::from_utf8_lossy(&output.stdout));
 }

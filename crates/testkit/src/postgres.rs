@@ -1,11 +1,11 @@
-//! A private PostgreSQL server, started from the machine's own programs and thrown away after use.
+//! A private PostgreSQL server, started from the machine's own programs and removed after use.
 //!
-//! Owns the server's directory, its port and its life: start, crash, restart, stop. Promises that
-//! nothing is left behind, however this process ends: a small shell guard (`postgres/guard.sh`)
-//! holds the server and removes it as soon as its pipe to this process closes. The server listens
-//! on the loopback address only and trusts whoever connects there. Works under any tokio runtime
-//! and is not bound to the one that started it, so that tests can share a server.
-//! Called by the `demo` command and by the tests.
+//! Owns the server's directory and port, and its start, crash, restart and stop. Promises that
+//! nothing is left behind, however this process ends: a small shell guard (`postgres/guard.sh`) is
+//! the server's parent and removes it as soon as its pipe to this process closes. The server listens
+//! on the loopback address only and trusts every connection. Works under any tokio runtime and is
+//! not bound to the one that started it, so that tests can share a server. Called by the tests, the
+//! benchmarks and the demo.
 
 mod guard;
 mod home;
@@ -22,18 +22,18 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Config, NoTls};
 
-use guard::{Guard, News};
+use guard::{Event, Guard};
 use home::Home;
 
-/// How long a server may take to create, start or stop before that counts as a failure.
+/// How long creating, starting or stopping a server may take before it counts as a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Below the ports that systems give to outgoing connections: a server that is down for a moment
-/// finds its port free again, and nobody who dials it meanwhile is connected to himself.
+/// Below the range for outgoing connections: a restarted server finds its port free again, and a
+/// client that connects meanwhile cannot be connected to itself.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
-/// What a throw-away server needs to differ in from the shipped configuration. It survives the
-/// crash of any process, though not that of the machine.
+/// Where the server's configuration differs from the default. It survives the crash of any process,
+/// but not that of the machine.
 const SETTINGS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
     ("max_connections", "200"),
@@ -47,9 +47,9 @@ const SETTINGS: &[(&str, &str)] = &[
 /// How to start a server: [`Options::default`] is the fast one for tests.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Settings (name, value) that win over the defaults, in the order given.
+    /// Settings (name, value) that override the defaults, in the order given.
     pub settings: Vec<(String, String)>,
-    /// The directory of `initdb` and `postgres`; looked for when not given.
+    /// The directory of `initdb` and `postgres`; searched for when not given.
     pub programs: Option<PathBuf>,
 }
 
@@ -85,7 +85,7 @@ impl Postgres {
             None => programs::find()?,
         };
         let home = Home::create()?;
-        let guard = Guard::post(&programs, &home)?;
+        let guard = Guard::start(&programs, &home)?;
         let mut server = Self {
             guard,
             home,
@@ -94,7 +94,7 @@ impl Postgres {
             version: String::new(),
         };
 
-        if server.guard.order("init", PATIENCE).await? != News::Initialized {
+        if server.guard.send("init", PATIENCE).await? != Event::Initialized {
             bail!(
                 "could not create a database cluster with {}\n{}",
                 server.programs.display(),
@@ -135,7 +135,7 @@ impl Postgres {
         "127.0.0.1"
     }
 
-    /// The port that the server listens on: the same one for its whole life.
+    /// The port that the server listens on: always the same one.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -165,7 +165,7 @@ impl Postgres {
         config
     }
 
-    /// The server's version as it says it itself, such as `15.8`.
+    /// The server's version, such as `15.8`.
     pub fn version(&self) -> &str {
         &self.version
     }
@@ -190,10 +190,10 @@ impl Postgres {
         self.home.path()
     }
 
-    /// The process id of the postmaster, while there is one.
+    /// The process id of the postmaster, while it runs.
     pub fn pid(&self) -> Option<u32> {
         match self.guard.latest() {
-            News::Started(pid) => Some(pid),
+            Event::Started(pid) => Some(pid),
             _ => None,
         }
     }
@@ -223,33 +223,33 @@ impl Postgres {
             .with_context(|| format!("cannot write to {}", path.display()))
     }
 
-    /// Kills the server as a crash does, all of its processes at once, and returns when none is
-    /// left. What was committed is there after [`Postgres::start_again`].
+    /// Kills all of the server's processes at once, as a crash does, and returns when they are gone.
+    /// Committed rows are there after [`Postgres::start_again`].
     ///
     /// # Errors
-    /// When no server runs, or it does not die.
+    /// When the server does not run, or does not die.
     pub async fn kill9(&self) -> Result<()> {
-        let postmaster = self.pid().context("there is no server to kill")?;
-        // Stopped first, so that it can neither fork another child nor tidy up after one.
+        let postmaster = self.pid().context("the server does not run")?;
+        // Stopped first, so that it can neither fork a child nor clean up after one.
         processes::signal("STOP", &[postmaster]).await?;
-        let mut doomed = processes::children(postmaster).await?;
-        doomed.push(postmaster);
-        processes::signal("KILL", &doomed).await?;
+        let mut targets = processes::children(postmaster).await?;
+        targets.push(postmaster);
+        processes::signal("KILL", &targets).await?;
         self.guard
-            .until(PATIENCE, |news| !matches!(news, News::Started(_)))
+            .until(PATIENCE, |event| !matches!(event, Event::Started(_)))
             .await?;
-        // A backend that lives on would hold the shared memory, and the next start would refuse.
+        // A remaining backend would hold the shared memory, and the next start would be refused.
         let deadline = Instant::now() + PATIENCE;
-        while processes::any_alive(&doomed).await? {
+        while processes::any_alive(&targets).await? {
             if Instant::now() > deadline {
-                bail!("processes of the killed server live on: {doomed:?}");
+                bail!("processes of the killed server still run: {targets:?}");
             }
             sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
 
-    /// Starts the server again after [`Postgres::kill9`], on the same port and data, and returns
+    /// Starts the server again after [`Postgres::kill9`], with the same port and data, and returns
     /// once it answers queries.
     ///
     /// # Errors
@@ -261,7 +261,7 @@ impl Postgres {
         self.launch().await.map(drop)
     }
 
-    /// Stops the server in good order (sessions are cut off) and starts it again.
+    /// Stops the server (fast shutdown: sessions are terminated) and starts it again.
     ///
     /// # Errors
     /// When it does not stop or does not come up.
@@ -270,59 +270,59 @@ impl Postgres {
         self.start_again().await
     }
 
-    /// Stops the server in good order and returns when its directory is gone too.
+    /// Stops the server and returns when its directory is removed as well.
     ///
     /// # Errors
     /// When it does not stop.
     pub async fn stop(self) -> Result<()> {
         self.shut_down().await?;
-        self.guard.dismiss();
+        self.guard.close();
         self.guard
-            .until(PATIENCE, |news| *news == News::Gone)
+            .until(PATIENCE, |event| *event == Event::Gone)
             .await
             .map(drop)
     }
 
-    /// A fast shutdown: sessions are cut off, everything is written.
+    /// A fast shutdown: sessions are terminated, everything is written.
     async fn shut_down(&self) -> Result<()> {
         let Some(postmaster) = self.pid() else {
             return Ok(());
         };
         processes::signal("INT", &[postmaster]).await?;
         self.guard
-            .until(PATIENCE, |news| !matches!(news, News::Started(_)))
+            .until(PATIENCE, |event| !matches!(event, Event::Started(_)))
             .await?;
         Ok(())
     }
 
-    /// Has the guard start the server and waits until it answers; returns its version.
+    /// Lets the guard start the server and waits until it answers; returns its version.
     async fn launch(&self) -> Result<String> {
-        self.guard.order("start", PATIENCE).await?;
+        self.guard.send("start", PATIENCE).await?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let refusal = match timeout(Duration::from_secs(5), self.ask_version()).await {
+            let error = match timeout(Duration::from_secs(5), self.query_version()).await {
                 Ok(Ok(version)) => return Ok(version),
                 Ok(Err(error)) => error,
                 Err(_) => anyhow!("no answer within five seconds"),
             };
-            if !matches!(self.guard.latest(), News::Started(_)) {
+            if !matches!(self.guard.latest(), Event::Started(_)) {
                 bail!("the server ended while it started\n{}", self.log_tail(20));
             }
             if Instant::now() > deadline {
                 return Err(
-                    refusal.context(format!("the server does not answer\n{}", self.log_tail(20)))
+                    error.context(format!("the server does not answer\n{}", self.log_tail(20)))
                 );
             }
             sleep(Duration::from_millis(20)).await;
         }
     }
 
-    async fn ask_version(&self) -> Result<String> {
+    async fn query_version(&self) -> Result<String> {
         let (client, connection) = self.config("postgres").connect(NoTls).await?;
         let connection = tokio::spawn(connection);
         let row = client.query_one("show server_version", &[]).await?;
         let version: &str = row.get(0);
-        // Distributions add their own words after the number.
+        // Distributions append text to the number.
         let number = version.split(' ').next().unwrap_or(version).to_owned();
         drop(client);
         connection.await??;
@@ -330,7 +330,7 @@ impl Postgres {
     }
 }
 
-/// A port that nobody listens on at this moment.
+/// A port that is free at this moment.
 fn free_port() -> Result<u16> {
     (0..200)
         .map(|_| rand::random_range(PORTS))

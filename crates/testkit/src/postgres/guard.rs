@@ -1,8 +1,9 @@
-//! The shell that holds the server, and the talk with it.
+//! The shell process that is the server's parent, and the communication with it.
 //!
-//! Owns the pipe whose closing is the guard's signal to clean up: the kernel closes it when this
-//! process dies, in whatever way, and no child inherits it. Promises that orders are answered or
-//! fail with a deadline. A plain thread reads the answers, so that the guard belongs to no runtime.
+//! Owns the pipe whose closing tells the guard to clean up: the kernel closes it when this process
+//! ends, for any reason, and no child inherits it. Promises that a command is answered or fails at a
+//! deadline. A plain thread reads the answers, so that the guard belongs to no runtime. Called by
+//! [`super::Postgres`].
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -20,11 +21,11 @@ use super::home::Home;
 
 const SCRIPT: &str = include_str!("guard.sh");
 
-/// The last thing that the guard said about the server.
+/// The guard's last message about the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum News {
-    /// Nothing yet.
-    Posted,
+pub(super) enum Event {
+    /// No message yet.
+    None,
     /// The data directory is ready to start from.
     Initialized,
     /// The postmaster was forked, with this process id.
@@ -35,21 +36,21 @@ pub(super) enum News {
     Gone,
 }
 
-/// A guard at its post. Dropping it closes the pipe.
+/// A running guard. Dropping it closes the pipe.
 #[derive(Debug)]
 pub(super) struct Guard {
-    orders: Mutex<Option<ChildStdin>>,
-    news: watch::Receiver<News>,
+    commands: Mutex<Option<ChildStdin>>,
+    events: watch::Receiver<Event>,
 }
 
 impl Guard {
-    /// Starts the guard over an empty home.
-    pub(super) fn post(programs: &Path, home: &Home) -> Result<Self> {
+    /// Starts the guard of an empty home.
+    pub(super) fn start(programs: &Path, home: &Home) -> Result<Self> {
         let mut command = Command::new("sh");
         command
             .args(["-c", SCRIPT, "status-indexer-guard"])
             .args([home.path(), programs])
-            // Messages in English, whatever the machine speaks: some are recognized.
+            // Messages in English, whatever the locale: some are recognized.
             .env("LC_ALL", "C")
             .current_dir(home.path())
             .stdin(Stdio::piped())
@@ -59,83 +60,83 @@ impl Guard {
         if let Some(account) = home.account() {
             command.uid(account.uid).gid(account.gid);
         }
-        let mut guard = command
-            .spawn()
-            .context("cannot start the shell that guards the server")?;
-        let orders = Mutex::new(guard.stdin.take());
-        let (sender, news) = watch::channel(News::Posted);
+        let mut guard = command.spawn().context("cannot start the server's guard")?;
+        let commands = Mutex::new(guard.stdin.take());
+        let (sender, events) = watch::channel(Event::None);
         thread::Builder::new()
             .name("postgres-guard".to_owned())
             .spawn(move || listen(guard, &sender))
             .context("cannot start a thread")?;
-        Ok(Self { orders, news })
+        Ok(Self { commands, events })
     }
 
-    /// Gives an order and waits for the news that it makes.
-    pub(super) async fn order(&self, order: &str, patience: Duration) -> Result<News> {
-        let mut news = self.news.clone();
-        // What was said before does not answer this order.
-        news.borrow_and_update();
-        self.orders
+    /// Sends a command and waits for the next message.
+    pub(super) async fn send(&self, command: &str, patience: Duration) -> Result<Event> {
+        let mut events = self.events.clone();
+        // Earlier messages do not answer this command.
+        events.borrow_and_update();
+        self.commands
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .as_mut()
-            .context("the guard was dismissed")?
-            .write_all(format!("{order}\n").as_bytes())
-            .context("the guard takes no orders")?;
-        timeout(patience, news.changed())
+            .context("the guard is closed")?
+            .write_all(format!("{command}\n").as_bytes())
+            .context("the guard does not accept commands")?;
+        timeout(patience, events.changed())
             .await
-            .with_context(|| format!("no answer to `{order}` within {patience:?}"))?
-            .context("the guard is gone")?;
-        Ok(*news.borrow())
+            .with_context(|| format!("no answer to `{command}` within {patience:?}"))?
+            .context("the guard has ended")?;
+        Ok(*events.borrow())
     }
 
-    pub(super) fn latest(&self) -> News {
-        *self.news.borrow()
+    pub(super) fn latest(&self) -> Event {
+        *self.events.borrow()
     }
 
-    /// Waits for news that `wanted` accepts.
+    /// Waits for a message that `wanted` accepts.
     pub(super) async fn until(
         &self,
         patience: Duration,
-        wanted: impl FnMut(&News) -> bool,
-    ) -> Result<News> {
-        let mut news = self.news.clone();
-        let found = timeout(patience, news.wait_for(wanted))
+        wanted: impl FnMut(&Event) -> bool,
+    ) -> Result<Event> {
+        let mut events = self.events.clone();
+        let found = timeout(patience, events.wait_for(wanted))
             .await
-            .with_context(|| format!("the server did not get there within {patience:?}"))?
-            .context("the guard is gone")?;
+            .with_context(|| {
+                format!("the server did not reach the expected state within {patience:?}")
+            })?
+            .context("the guard has ended")?;
         Ok(*found)
     }
 
     /// Closes the pipe: the guard stops the server and removes its home.
-    pub(super) fn dismiss(&self) {
-        self.orders
+    pub(super) fn close(&self) {
+        self.commands
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
     }
 }
 
-/// Reads what the guard says until it ends, then reaps it.
-fn listen(mut guard: Child, news: &watch::Sender<News>) {
+/// Reads the guard's messages until it ends, then reaps it.
+fn listen(mut guard: Child, events: &watch::Sender<Event>) {
     let answers = guard.stdout.take().map(BufReader::new);
     for line in answers
         .into_iter()
         .flat_map(BufReader::lines)
         .map_while(Result::ok)
     {
-        let said = match line.split_once(' ') {
-            Some(("started", pid)) => pid.parse().ok().map(News::Started),
-            _ if line == "initialized" => Some(News::Initialized),
-            _ if line == "exited" => Some(News::Exited),
+        let event = match line.split_once(' ') {
+            Some(("started", pid)) => pid.parse().ok().map(Event::Started),
+            _ if line == "initialized" => Some(Event::Initialized),
+            _ if line == "exited" => Some(Event::Exited),
             _ => None,
         };
-        if let Some(said) = said {
-            news.send_replace(said);
+        if let Some(event) = event {
+            events.send_replace(event);
         }
     }
-    // The guard closes its output only by ending; what it did is done either way.
+    // The guard closes its output only by ending; its exit code does not matter.
     let _ = guard.wait();
-    news.send_replace(News::Gone);
+    events.send_replace(Event::Gone);
 }

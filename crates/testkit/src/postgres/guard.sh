@@ -1,18 +1,18 @@
-# Holds a private PostgreSQL server and removes it when its owner goes.
-# Owns the server process and, at the end, the directory $1; the programs are in $2. Takes orders
-# (init, start), a line each, from a pipe on its standard input and answers each with a line on its
-# standard output. Promises that when the pipe closes, however the owner died, the server is stopped
+# The parent of a private PostgreSQL server, which it removes when its owner ends.
+# Owns the server process and, at the end, the directory $1; the programs are in $2. Reads commands
+# (init, start), one per line, from a pipe on its standard input and answers each with a line on its
+# standard output. Promises that when the pipe closes, however the owner ended, the server is stopped
 # at once and the directory removed. Started by guard.rs in a process group of its own, so that
-# Ctrl-C reaches the owner, and the guard only through the closing pipe.
+# Ctrl-C reaches the owner only, and the guard through the closing pipe.
 home=$1 programs=$2
 
-# Ignored: signals of a terminal, and the owner's end of the pipe gone while an answer is written.
+# Ignored: signals of a terminal, and a pipe whose other end closes while an answer is written.
 trap '' HUP INT PIPE
-# Ends the read below, and with it the server, in good order.
+# Ends the read below, and with it the server.
 trap : TERM
 
 # $home/pid exists from before the server is forked until after it was reaped, so that the end of
-# this script can tell a server that is about to run from one that has ended.
+# this script can distinguish a server that is about to run from one that has ended.
 serve() {
     "$programs/postgres" -D "$home/data" </dev/null >>"$home/log" 2>&1 &
     echo "$!" >"$home/pid"
@@ -22,8 +22,8 @@ serve() {
     echo exited
 }
 
-while read -r order; do
-    case $order in
+while read -r command; do
+    case $command in
     init)
         if "$programs/initdb" -D "$home/data" -U postgres -A trust -E UTF8 --locale=C -N \
             </dev/null >>"$home/log" 2>&1; then

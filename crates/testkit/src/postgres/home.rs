@@ -1,8 +1,9 @@
 //! The server's private directory, and the account that it runs under.
 //!
 //! PostgreSQL refuses to run as root, so a root process gives the directory to the user `postgres`,
-//! or `nobody` where there is none. Promises a directory that this account can reach, fill and
-//! remove, closed to others, whose path leaves room for a socket's name. The guard removes it.
+//! or `nobody` if there is none. Promises a directory that this account can reach, fill and remove,
+//! closed to others, with a path short enough for a socket. The guard removes it. Called by
+//! [`super::Postgres`].
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-/// The longest path of a directory that a socket fits in: the name of one takes 20 bytes more, and
-/// the smallest limit of the systems in use is 103.
+/// The longest path of a directory for a socket: the socket's name adds 20 bytes, and the smallest
+/// limit of the supported systems is 103.
 const LONGEST: usize = 80;
 
 /// The account of a server that a root process starts.
@@ -29,7 +30,7 @@ pub(super) struct Home {
 }
 
 impl Home {
-    /// Makes the directory under the first temporary directory that will do.
+    /// Creates the directory under the first suitable temporary directory.
     pub(super) fn create() -> Result<Self> {
         let name = format!("status-indexer-pg-{:08x}", rand::random::<u32>());
         let bases = [
@@ -63,7 +64,7 @@ impl Home {
             .with_context(|| format!("cannot create {}", path.display()))?;
         Self::hand_over(&base, &path)
             .inspect_err(|_| {
-                // Empty so far: nothing to lose, and the first error says more than a second would.
+                // Still empty; the first error says more than a second one would.
                 let _ = fs::remove_dir(&path);
             })
             .map(|account| Self { path, account })
@@ -71,7 +72,7 @@ impl Home {
 
     /// Gives the directory to the server's account when this process is root.
     fn hand_over(base: &Path, path: &Path) -> Result<Option<Account>> {
-        // Whoever creates a directory owns it: the one portable way to ask who that is.
+        // The creator of a directory owns it: the portable way to get the user id.
         if fs::metadata(path)?.uid() != 0 {
             return Ok(None);
         }
@@ -84,7 +85,7 @@ impl Home {
         let account = Account::find()?;
         chown(path, Some(account.uid), Some(account.gid))
             .with_context(|| format!("cannot give {} to another user", path.display()))?;
-        // The mask of the process may have taken more than was asked.
+        // The umask of the process may have removed more bits.
         fs::set_permissions(path, Permissions::from_mode(0o700))?;
         Ok(Some(account))
     }
@@ -112,7 +113,7 @@ impl Account {
         ["postgres", "nobody"]
             .iter()
             .find_map(|name| accounts.lines().find_map(|line| Self::parse(line, name)))
-            .context("PostgreSQL does not run as root, and there is no user postgres or nobody: start this as another user")
+            .context("PostgreSQL does not run as root, and there is no user postgres or nobody: run this as another user")
     }
 
     /// Reads `name:password:uid:gid:...`.
@@ -135,9 +136,9 @@ mod tests {
     use super::Account;
 
     #[test]
-    fn an_account_is_read_by_its_whole_name() {
+    fn an_account_is_found_by_its_complete_name() {
         let line = "postgres:x:101:104:PostgreSQL administrator,,,:/var/lib/postgresql:/bin/bash";
-        let account = Account::parse(line, "postgres").expect("the line is that user's");
+        let account = Account::parse(line, "postgres").expect("the line has that name");
         assert_eq!((account.uid, account.gid), (101, 104));
         assert!(Account::parse(line, "post").is_none());
         assert!(Account::parse("postgres:x:0:0::/:/bin/sh", "postgres").is_none());

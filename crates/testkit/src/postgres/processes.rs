@@ -1,8 +1,8 @@
-//! Signals to other processes, and whether they live.
+//! Signals to other processes, and whether they run.
 //!
-//! Owns the two ways of asking: `/proc` where there is one, else `ps`. A process that has ended but
-//! was not reaped counts as dead. Signals go through the shell's own `kill`, which every system has,
-//! so that no unsafe call is needed. Called by the server's launcher.
+//! Reads `/proc` where it exists, else the output of `ps`. A process that has ended but was not
+//! reaped counts as ended. Signals are sent by the shell's `kill`, which every system has, so that no
+//! unsafe call is needed. Called by [`super::Postgres`].
 
 use std::fs;
 use std::path::Path;
@@ -11,9 +11,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
-/// Sends a signal (`KILL`, `INT`, ...) to each process; one that is gone already is no error.
+/// Sends a signal (`KILL`, `INT`, ...) to each process; one that has ended is not an error.
 pub(super) async fn signal(name: &str, pids: &[u32]) -> Result<()> {
-    // The status is no use: it does not tell a process that had ended from other failures.
+    // The exit status does not distinguish a process that had ended from other failures.
     Command::new("sh")
         .args([
             "-c",
@@ -30,9 +30,9 @@ pub(super) async fn signal(name: &str, pids: &[u32]) -> Result<()> {
         .context("cannot run sh to send a signal")
 }
 
-/// The living children of a process.
+/// The running children of a process.
 pub(super) async fn children(parent: u32) -> Result<Vec<u32>> {
-    Ok(living()
+    Ok(running()
         .await?
         .into_iter()
         .filter(|process| process.parent == parent)
@@ -42,7 +42,7 @@ pub(super) async fn children(parent: u32) -> Result<Vec<u32>> {
 
 /// Whether any of the processes still runs.
 pub(super) async fn any_alive(pids: &[u32]) -> Result<bool> {
-    Ok(living()
+    Ok(running()
         .await?
         .iter()
         .any(|process| pids.contains(&process.pid)))
@@ -53,12 +53,12 @@ struct Process {
     parent: u32,
 }
 
-async fn living() -> Result<Vec<Process>> {
+async fn running() -> Result<Vec<Process>> {
     if Path::new("/proc/self/stat").exists() {
         let entries = fs::read_dir("/proc").context("cannot read /proc")?;
         let stats = entries.filter_map(Result::ok).filter_map(|entry| {
             entry.file_name().to_str()?.parse::<u32>().ok()?;
-            // It may end while we look.
+            // The process may end meanwhile.
             fs::read_to_string(entry.path().join("stat")).ok()
         });
         return Ok(stats.filter_map(|stat| parse_stat(&stat)).collect());
@@ -67,7 +67,7 @@ async fn living() -> Result<Vec<Process>> {
         .args(["-A", "-o", "pid=", "-o", "ppid=", "-o", "stat="])
         .output()
         .await
-        .context("cannot run ps to look for the server's processes")?;
+        .context("cannot run ps to list the server's processes")?;
     Ok(String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(parse_ps)
@@ -99,12 +99,12 @@ mod tests {
 
     #[test]
     fn a_name_with_blanks_and_parentheses_is_read() {
-        let process = parse_stat("42 (a b) c) S 7 42 42 0 -1").expect("it lives");
+        let process = parse_stat("42 (a b) c) S 7 42 42 0 -1").expect("it runs");
         assert_eq!((process.pid, process.parent), (42, 7));
     }
 
     #[test]
-    fn an_ended_process_does_not_live() {
+    fn a_zombie_does_not_count_as_running() {
         assert!(parse_stat("42 (postgres) Z 7 42 42 0 -1").is_none());
         assert!(parse_ps(" 42 7 Z+").is_none());
         assert!(parse_ps(" 42 7 Ss").is_some());

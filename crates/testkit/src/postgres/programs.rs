@@ -1,8 +1,8 @@
 //! Finds PostgreSQL's server programs on this machine.
 //!
-//! Owns the search and its order: `STATUS_INDEXER_PG_BIN`, then PATH, then `pg_config`, then the
-//! directories that packages use, newest version first. Promises a directory that holds both
-//! `initdb` and `postgres`, or an error that says what to install. `.ci/setup` looks the same way.
+//! Owns the order of the search: `STATUS_INDEXER_PG_BIN`, then PATH, then `pg_config`, then the
+//! directories that packages use, newest version first. Promises a directory with both `initdb` and
+//! `postgres`, or an error that says what to install. `.ci/setup` searches in the same order.
 
 use std::env;
 use std::ffi::OsStr;
@@ -12,10 +12,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-/// The variable that names the directory and ends the search.
+/// Names the directory, and replaces the search.
 const VARIABLE: &str = "STATUS_INDEXER_PG_BIN";
 
-/// Where packages put the programs: parent, beginning of the directory's name, rest of the path.
+/// Where packages install the programs: parent, prefix of the directory's name, rest of the path.
 const USUAL: &[(&str, &str, &str)] = &[
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
@@ -31,7 +31,7 @@ pub(super) fn find() -> Result<PathBuf> {
         let directory = PathBuf::from(named);
         if !complete(&directory) {
             bail!(
-                "{VARIABLE} names {}, where initdb and postgres are not",
+                "{VARIABLE} names {}, which does not contain initdb and postgres",
                 directory.display()
             );
         }
@@ -50,7 +50,7 @@ pub(super) fn find() -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Programs on PATH may be links to single files; the others are where the link points.
+/// A program on PATH may be a link; the others are in the directory that it points to.
 fn on_path(path: &OsStr) -> Option<PathBuf> {
     env::split_paths(path)
         .filter_map(|directory| fs::canonicalize(directory.join("postgres")).ok())
