@@ -100,7 +100,8 @@ revoke execute on function status_indexer.enqueue_evidence() from public;
 revoke execute on function status_indexer.enqueue_row() from public;
 revoke execute on function status_indexer.enqueue_changed() from public;
 
--- A fingerprint of the functions that the triggers execute.
+-- A fingerprint of the functions that the triggers execute. A migration that replaces one of them
+-- has to store the new fingerprint.
 create function status_indexer.trigger_functions_hash() returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
@@ -128,7 +129,7 @@ as $$
            when t.oid is null then 'missing'
            when t.tgfoid is distinct from to_regprocedure(expected.function) then 'replaced'
            when t.tgenabled not in ('O', 'A') then 'disabled'
-           when s.trigger_functions is distinct from status_indexer.trigger_functions_hash()
+           when s.trigger_functions is distinct from (select status_indexer.trigger_functions_hash())
              then 'function replaced'
            else 'enabled'
          end
