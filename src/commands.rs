@@ -6,9 +6,14 @@ pub mod migrate;
 pub mod run;
 pub mod verify;
 
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
 use crate::config::{DatabaseArgs, DefinitionArgs, TableArgs};
 use crate::exit::Failure;
-use crate::pg::Connector;
+use crate::pg::{Connector, SessionProfile};
+use crate::wait;
 
 /// The options of every command that connects to a database.
 #[derive(Debug, clap::Args)]
@@ -19,6 +24,28 @@ pub struct ConnectionArgs {
     tables: TableArgs,
     #[command(flatten)]
     definition: DefinitionArgs,
+}
+
+/// The option of the commands that wait for the database.
+#[derive(Debug, clap::Args)]
+struct WaitArgs {
+    /// Maximum seconds to wait for a database that is starting, unreachable or refuses the login
+    #[arg(long, env = "STATUS_INDEXER_WAIT", default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(0..=86_400), global = true)]
+    wait: u64,
+}
+
+impl WaitArgs {
+    /// Waits until a connection can be opened; false if stopped before.
+    async fn for_connection(
+        &self,
+        connector: &Connector,
+        profile: SessionProfile,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<bool> {
+        let limit = Duration::from_secs(self.wait);
+        wait::for_connection(connector, profile, limit, stop).await
+    }
 }
 
 impl ConnectionArgs {

@@ -110,6 +110,7 @@ impl Daemon {
         };
         let started = tokio::select! {
             started = startup.run(&stop) => started?,
+            error = self.logins_refused() => return Err(error),
             early = early_end(&mut stages, &stop) => return Err(early),
         };
         let Some(started) = started else {
@@ -212,6 +213,18 @@ impl Daemon {
         stages.spawn(stage("sampler", sampler.run(stop.clone())));
     }
 
+    /// Resolves after `--login-timeout` of nothing but refused logins. Logins to a replica do not count:
+    /// only reads need it.
+    async fn logins_refused(&self) -> anyhow::Error {
+        let limit = Duration::from_secs(self.args.login_timeout);
+        let reason = self.connector.logins().refused_for(limit).await;
+        anyhow::anyhow!(reason).context(format!(
+            "the server has refused every login for {} s: check the role, its password and the \
+             server's pg_hba.conf",
+            limit.as_secs()
+        ))
+    }
+
     async fn supervise(
         &self,
         mut stages: JoinSet<Ended>,
@@ -220,6 +233,7 @@ impl Daemon {
         tokio::select! {
             () = stop.cancelled() => {}
             early = early_end(&mut stages, stop) => return Err(early),
+            error = self.logins_refused() => return Err(error),
         }
         let limit = Duration::from_secs(self.args.shutdown_timeout);
         let wind_down = async {

@@ -52,9 +52,14 @@ pub enum Remedy {
     Retry,
     /// Objects of the indexer are missing: `migrate up` creates them.
     Migrate,
-    /// The role lacks a privilege, or may not log in: an operator must grant it.
+    /// The role lacks a privilege: an operator must grant it.
     Grant,
-    /// The server refuses the call itself. A smaller one may succeed.
+    /// The server refuses the login: the same call succeeds when the server, the role or the password
+    /// has changed.
+    LogIn,
+    /// The server refuses the connection for a reason that an operator must change.
+    Configure,
+    /// The server refuses the statement itself. A smaller one may succeed.
     Refused,
 }
 
@@ -71,6 +76,14 @@ impl Remedy {
                 "the role lacks privileges: run `status-indexer migrate up --grant-to ROLE` as the \
                  owner of the tables",
             ),
+            Self::LogIn => Some(
+                "the server refuses the login: check the role, its password and the server's \
+                 pg_hba.conf",
+            ),
+            Self::Configure => Some(
+                "the server refuses the connection: check the parameters of the connection, and the \
+                 role's CONNECT privilege on the database",
+            ),
             Self::Retry | Self::Refused => None,
         }
     }
@@ -82,9 +95,16 @@ impl Error {
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres { source, .. } => source.code(),
-            Self::Connect(source) => source
-                .downcast_ref::<tokio_postgres::Error>()
-                .and_then(tokio_postgres::Error::code),
+            Self::Connect(source) => {
+                let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
+                while let Some(error) = cause {
+                    if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
+                        return error.code();
+                    }
+                    cause = error.source();
+                }
+                None
+            }
             Self::Timeout { .. } | Self::Answer { .. } | Self::Stopping => None,
         }
     }
@@ -92,13 +112,12 @@ impl Error {
     /// What to do about it.
     #[must_use]
     pub fn remedy(&self) -> Remedy {
-        let Some(code) = self.sqlstate() else {
-            return match self {
-                Self::Answer { .. } => Remedy::Migrate,
-                _ => Remedy::Retry,
-            };
-        };
-        remedy_of(code)
+        match (self, self.sqlstate()) {
+            (Self::Connect(_), Some(code)) => remedy_at_connect(code),
+            (_, Some(code)) => remedy_of(code),
+            (Self::Answer { .. }, None) => Remedy::Migrate,
+            (_, None) => Remedy::Retry,
+        }
     }
 
     /// True if a lock on a table or row was not granted in time.
@@ -118,7 +137,18 @@ impl Error {
     }
 }
 
-/// What to do about the server's code.
+/// What to do about the server's code where it refuses a connection. Poolers and managed servers
+/// answer with any code while they have no server to give, so only few codes are an operator's.
+fn remedy_at_connect(code: &SqlState) -> Remedy {
+    match &code.code()[..2] {
+        "28" => Remedy::LogIn,
+        // Values and names in the connection's own parameters; a privilege on the database.
+        "22" | "42" => Remedy::Configure,
+        _ => Remedy::Retry,
+    }
+}
+
+/// What to do about the server's code for a statement.
 #[must_use]
 pub fn remedy_of(code: &SqlState) -> Remedy {
     match code.code() {
@@ -129,7 +159,7 @@ pub fn remedy_of(code: &SqlState) -> Remedy {
         // timeouts, serialization failures, deadlocks, a database that does not exist yet.
         "25006" | "55P03" | "57014" | "40001" | "40P01" | "3D000" => Remedy::Retry,
         other => match &other[..2] {
-            "28" => Remedy::Grant,
+            "28" => Remedy::LogIn,
             // Connection exceptions, insufficient resources, operator intervention, system errors.
             "08" | "53" | "57" | "58" => Remedy::Retry,
             _ => Remedy::Refused,

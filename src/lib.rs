@@ -34,6 +34,8 @@ pub mod signals;
 pub mod pg;
 pub mod store;
 
+pub(crate) mod wait;
+
 pub mod scan;
 
 pub mod api;

@@ -5,23 +5,31 @@
 //! `Connector::connect_bare`, because a pool drives its connections itself and would swallow the
 //! notifications.
 
+mod certificate;
+mod connect;
 mod dsn;
+mod logins;
 mod mode;
 mod names;
+mod params;
+mod passfile;
 mod pool;
+mod service;
 mod session;
 mod timeouts;
 mod tls;
 
-pub use dsn::{DsnError, split_tls};
+pub(crate) use connect::Traffic;
+pub use connect::{ConnectError, Connector};
+pub use logins::Logins;
 pub use mode::detect_mode;
 pub(crate) use names::{CHANNEL, LEADER_LOCK, LOCK_CLASS, MIGRATION_LOCK};
+pub use params::{ParamsError, ParamsSource};
 pub use pool::{Db, Param};
-pub(crate) use pool::{connect_error, pool_of};
-pub(crate) use session::Traffic;
-pub use session::{Connector, SessionMode, SessionProfile};
+pub(crate) use pool::{Pool, PooledClient, connect_error, pool_of};
+pub use session::{SessionMode, SessionProfile};
 pub(crate) use timeouts::{CONNECT_TIMEOUT, LONG, SHORT};
-pub use tls::{TlsError, TlsMode, TlsParams};
+pub use tls::TlsError;
 
 /// Quotes a name as an SQL identifier.
 #[must_use]

@@ -8,6 +8,7 @@
 //! | [`histories`] | random writes and faults, checked by the oracle |
 //! | [`definition`] | the SQL that decides a status, against the oracle |
 //! | [`migrate`] | installing, upgrading and removing the database objects |
+//! | [`connect`] | the way to the server: parameters, TLS, several hosts, secrets, waiting |
 //! | [`commands`] | the command line: help, exit codes, `explain`, `backfill`, `verify` |
 //! | [`api`] | the read API over HTTP |
 //! | [`deploy`] | the files of `deploy/`, each with the program that reads it |
@@ -24,6 +25,7 @@
 
 mod api;
 mod commands;
+mod connect;
 mod definition;
 mod deploy;
 mod docs;

@@ -9,18 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::Object;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::ApiError;
+use crate::pg::{Connector, PooledClient};
 
 /// How long a request waits for a permit.
 const PERMIT_WAIT: Duration = Duration::from_secs(5);
-
-/// How long the cancellation of a statement may take.
-const CANCEL_WAIT: Duration = Duration::from_secs(5);
 
 /// Limits on reads.
 #[derive(Debug, Clone, Copy)]
@@ -106,19 +102,19 @@ impl Drop for Waiter<'_> {
 /// A connection with a statement under way. Dropping it cancels the statement.
 pub(super) struct Lease {
     /// None once it has been released.
-    client: Option<(Object, Permit)>,
-    tls: MakeRustlsConnect,
+    client: Option<(PooledClient, Permit)>,
+    connector: Connector,
 }
 
 impl Lease {
-    pub(super) fn new(client: Object, permit: Permit, tls: MakeRustlsConnect) -> Self {
+    pub(super) fn new(client: PooledClient, permit: Permit, connector: Connector) -> Self {
         Self {
             client: Some((client, permit)),
-            tls,
+            connector,
         }
     }
 
-    pub(super) fn client(&self) -> &Object {
+    pub(super) fn client(&self) -> &PooledClient {
         let (client, _) = self
             .client
             .as_ref()
@@ -134,7 +130,7 @@ impl Lease {
     /// The answer is complete: closes the connection.
     pub(super) fn discard(mut self) {
         if let Some((client, _)) = self.client.take() {
-            drop(Object::take(client));
+            drop(PooledClient::take(client));
         }
     }
 }
@@ -145,15 +141,12 @@ impl Drop for Lease {
             return;
         };
         let token = client.cancel_token();
-        let tls = self.tls.clone();
-        let client = Object::take(client);
+        let connector = self.connector.clone();
+        let client = PooledClient::take(client);
         // Nothing awaits this task. It holds the permit, so that clients which connect and
         // disconnect cannot start more statements than there are connections.
         tokio::spawn(async move {
-            let cancelled = timeout(CANCEL_WAIT, token.cancel_query(tls)).await;
-            if !matches!(cancelled, Ok(Ok(()))) {
-                tracing::debug!("the statement of an abandoned request could not be cancelled");
-            }
+            connector.cancel(&token).await;
             drop((client, permit));
         });
     }

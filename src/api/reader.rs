@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Pool};
 use futures_util::future::join3;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::admission::{Admission, Lease, Limits, Permit, WhenFull};
 use super::error::ApiError;
 use super::statement::{Plan, Statement};
 use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
-use crate::pg::{Connector, SessionMode, SessionProfile, connect_error, pool_of};
+use crate::pg::{
+    Connector, Pool, PooledClient, SessionMode, SessionProfile, connect_error, pool_of,
+};
 
 /// How long the reader waits for an answer beyond the server's own statement timeout.
 const GRACE: Duration = Duration::from_secs(3);
@@ -32,7 +32,7 @@ select runs_table
 /// Runs the API's statements.
 pub struct Reader {
     pool: Pool,
-    tls: MakeRustlsConnect,
+    connector: Connector,
     mode: SessionMode,
     limits: Limits,
     profile: SessionProfile,
@@ -69,7 +69,7 @@ impl Reader {
             pool: pool_of(connector, mode, limits.pool_max, profile)
                 .build()
                 .expect("the builder has the runtime that its timeouts need"),
-            tls: connector.tls(),
+            connector: connector.clone(),
             mode,
             limits,
             profile,
@@ -139,7 +139,7 @@ impl Reader {
 
     async fn attempt(&self, permit: &Permit, statement: &Statement) -> Result<Vec<Row>, Error> {
         let client = self.pool.get().await.map_err(connect_error)?;
-        let lease = Lease::new(client, Arc::clone(permit), self.tls.clone());
+        let lease = Lease::new(client, Arc::clone(permit), self.connector.clone());
         let limit = self.limits.statement + GRACE;
         let Ok(answer) = timeout(limit, self.send(lease.client(), statement)).await else {
             return Err(Error::Timeout {
@@ -159,7 +159,7 @@ impl Reader {
 
     async fn send(
         &self,
-        client: &Object,
+        client: &PooledClient,
         statement: &Statement,
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         let sql = statement.sql(&self.table());

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
-use super::ConnectionArgs;
+use super::{ConnectionArgs, WaitArgs};
 use crate::exit::{Exit, Failure};
 use crate::metrics::Metrics;
 use crate::migrate;
@@ -27,6 +27,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 pub struct BackfillArgs {
     #[command(flatten)]
     speed: SpeedArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
     #[command(flatten)]
     connection: ConnectionArgs,
 }
@@ -74,6 +76,12 @@ impl SpeedArgs {
 /// If the database cannot be reached, or a call fails; run it again to resume.
 pub async fn backfill(args: BackfillArgs, stop: &CancellationToken) -> Result<Exit, Failure> {
     let connector = args.connection.connector()?;
+    let wait = args
+        .wait
+        .for_connection(&connector, SessionProfile::Bulk, stop);
+    if !wait.await? {
+        return Ok(Exit::Failure);
+    }
     let complete = complete(&connector, &args.speed, stop).await?;
     Ok(if complete {
         Exit::Success

@@ -3,10 +3,11 @@
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use super::ConnectionArgs;
+use super::{ConnectionArgs, WaitArgs};
 use crate::exit::{Exit, Failure};
 use crate::migrate;
 use crate::output::print;
+use crate::pg::SessionProfile;
 
 /// `migrate`
 #[derive(Debug, Args)]
@@ -23,11 +24,13 @@ pub struct MigrateArgs {
     )]
     grant_to: Option<String>,
     #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
     connection: ConnectionArgs,
 }
 
 /// Which way to migrate.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum Direction {
     /// Install or upgrade (the default); safe to repeat, also from several places at once
     Up,
@@ -45,14 +48,25 @@ pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit
     let connector = args.connection.connector()?;
     let names = args.connection.tables.names();
     let grant_to = args.grant_to.filter(|role| !role.is_empty());
-    match args.direction.unwrap_or(Direction::Up) {
+    let direction = args.direction.unwrap_or(Direction::Up);
+    if direction == Direction::Down && grant_to.is_some() {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "--grant-to is an option of `migrate up`; `migrate down` revokes all that was granted"
+        )));
+    }
+    if direction != Direction::Status {
+        let wait = args
+            .wait
+            .for_connection(&connector, SessionProfile::Migration, stop);
+        if !wait.await? {
+            return Ok(Exit::Failure);
+        }
+    }
+    match direction {
         Direction::Up => {
             migrate::up(&connector, &args.connection.migration(grant_to), stop).await?;
             Ok(Exit::Success)
         }
-        Direction::Down if grant_to.is_some() => Err(Failure::Usage(anyhow::anyhow!(
-            "--grant-to is an option of `migrate up`; `migrate down` revokes all that was granted"
-        ))),
         Direction::Down => {
             migrate::down(&connector, &names, stop).await?;
             Ok(Exit::Success)

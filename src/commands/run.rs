@@ -1,5 +1,7 @@
 //! `run`: the daemon.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use super::ConnectionArgs;
@@ -26,11 +28,18 @@ pub struct RunArgs {
 /// # Errors
 /// If it cannot start, or a stage fails.
 pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure> {
-    let replica = args.api.replica().map_err(Failure::Usage)?;
-    let reader = args.connection.database.connector_to(replica);
+    let max_age = Duration::from_secs(args.daemon.pool_max_age);
+    let connector = args.connection.connector()?.with_max_age(max_age);
+    let reader = match args.api.replica().map_err(Failure::Usage)? {
+        Some(host) => {
+            let replica = args.connection.database.connector_to(host);
+            replica.map_err(Failure::Usage)?.with_max_age(max_age)
+        }
+        None => connector.clone(),
+    };
     let daemon = Daemon {
-        connector: args.connection.connector()?,
-        reader: reader.map_err(Failure::Usage)?,
+        connector,
+        reader,
         cutoff_secs: args.connection.definition.cutoff,
         migrate: args.migrate.then(|| args.connection.migration(None)),
         args: args.daemon,

@@ -23,6 +23,16 @@ pub struct DaemonArgs {
     #[arg(long, env = "STATUS_INDEXER_POOL_MAX", default_value_t = 4, value_name = "N",
           value_parser = clap::value_parser!(u8).range(2..=64))]
     pub pool_max: u8,
+    /// Maximum seconds that a pooled connection is used before a new one replaces it, which also ends
+    /// connections to a former primary
+    #[arg(long, env = "STATUS_INDEXER_POOL_MAX_AGE", default_value_t = 1_800, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub pool_max_age: u64,
+    /// Seconds of nothing but refused logins after which the daemon exits, so that its supervisor
+    /// starts it again with the current password
+    #[arg(long, env = "STATUS_INDEXER_LOGIN_TIMEOUT", default_value_t = 300, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub login_timeout: u64,
     /// Pooling in front of PostgreSQL; with `transaction` (PgBouncer) the daemon polls instead of
     /// using LISTEN/NOTIFY
     #[arg(

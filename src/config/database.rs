@@ -1,13 +1,14 @@
 //! Options of the connection to the database.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::given;
-use crate::pg::{CONNECT_TIMEOUT, Connector, TlsParams, split_tls};
+use crate::pg::{CONNECT_TIMEOUT, Connector, ParamsSource};
 
 /// How to connect to the database. A connection string takes precedence over the parts.
 #[derive(Debug, Clone, Args)]
@@ -49,6 +50,15 @@ pub struct DatabaseArgs {
         global = true
     )]
     pub db_pswd: Option<SecretString>,
+    /// File with the password, also for a connection string without one; read for each connection,
+    /// so that the password may change while the daemon runs
+    #[arg(
+        long,
+        env = "MF_METADATA_DB_PSWD_FILE",
+        value_name = "PATH",
+        global = true
+    )]
+    pub db_pswd_file: Option<String>,
     /// Database [default: postgres]
     #[arg(long, env = "MF_METADATA_DB_NAME", global = true)]
     pub db_name: Option<String>,
@@ -80,7 +90,8 @@ pub struct DatabaseArgs {
         global = true
     )]
     pub db_ssl_root_cert_path: Option<String>,
-    /// Maximum seconds for a connection attempt [default: 10]
+    /// Maximum seconds for a connection attempt to one address, unless the connection string has
+    /// connect_timeout [default: 10]
     #[arg(
         long,
         env = "MF_METADATA_DB_TIMEOUT",
@@ -96,25 +107,29 @@ impl DatabaseArgs {
     /// # Errors
     /// If they are malformed or contradict each other; the message says which, and no secret.
     pub fn connector(&self) -> anyhow::Result<Connector> {
-        self.connector_to(None)
+        Connector::new(self.source()?)
     }
 
-    /// The same, with another host where one is given, also in a connection string.
+    /// A connector to a replica: another host with the same parameters.
     ///
     /// # Errors
     /// As [`Self::connector`].
-    pub fn connector_to(&self, host: Option<&str>) -> anyhow::Result<Connector> {
-        let (mut config, tls) = match self.dsn()? {
-            Some(dsn) => from_dsn(dsn.expose_secret())?,
-            None => self.parts()?,
+    pub fn connector_to(&self, replica: &str) -> anyhow::Result<Connector> {
+        let source = self.source()?.with_host(Some(replica.to_owned()));
+        Ok(Connector::new(source)?.replica())
+    }
+
+    fn source(&self) -> anyhow::Result<ParamsSource> {
+        let timeout = self.timeout()?;
+        let source = match self.dsn()? {
+            Some(dsn) => ParamsSource::dsn(dsn.clone(), timeout),
+            None => ParamsSource::parts(self.parts()?, timeout),
         };
-        if let Some(host) = host {
-            config = moved(&config, host);
-        }
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(self.timeout()?);
-        }
-        Ok(Connector::new(config, &tls)?)
+        Ok(source.with_password_file(self.password_file()))
+    }
+
+    fn password_file(&self) -> Option<PathBuf> {
+        given(self.db_pswd_file.as_ref()).map(PathBuf::from)
     }
 
     fn dsn(&self) -> anyhow::Result<Option<&SecretString>> {
@@ -140,92 +155,52 @@ impl DatabaseArgs {
         }
     }
 
-    /// Each part is passed to the driver unchanged: a password may contain any character, so no
-    /// connection string is built from parts.
-    fn parts(&self) -> anyhow::Result<(tokio_postgres::Config, TlsParams)> {
+    /// The parts under their names in libpq. Each is used unchanged: a password may contain any
+    /// character, so no connection string is built from parts.
+    fn parts(&self) -> anyhow::Result<Vec<(&'static str, SecretString)>> {
+        let port = given(self.db_port.as_ref()).map_or("5432", String::as_str);
+        ensure!(
+            port.split(',')
+                .all(|port| port.parse::<u16>().is_ok_and(|port| port > 0)),
+            "MF_METADATA_DB_PORT is {port:?}: give a number from 1 to 65535"
+        );
         let part = |value: Option<&String>, default: &str| {
-            given(value).map_or_else(|| default.to_owned(), Clone::clone)
+            SecretString::from(given(value).map_or(default, String::as_str))
         };
-        let port = part(self.db_port.as_ref(), "5432");
-        let mut config = tokio_postgres::Config::new();
-        config
-            .host(part(self.db_host.as_ref(), "localhost"))
-            .port(port.parse().with_context(|| {
-                format!("MF_METADATA_DB_PORT is {port:?}: give a number from 1 to 65535")
-            })?)
-            .user(part(self.db_user.as_ref(), "postgres"))
-            .dbname(part(self.db_name.as_ref(), "postgres"))
-            .password(
-                self.db_pswd
-                    .as_ref()
-                    .map_or("postgres", |secret| secret.expose_secret()),
-            );
+        let mut parts = vec![
+            ("host", part(self.db_host.as_ref(), "localhost")),
+            ("port", port.into()),
+            ("user", part(self.db_user.as_ref(), "postgres")),
+            ("dbname", part(self.db_name.as_ref(), "postgres")),
+        ];
+        let password = self.db_pswd.clone();
+        let password = password.filter(|secret| !secret.expose_secret().is_empty());
+        if password.is_some() || self.password_file().is_none() {
+            parts.push(("password", password.unwrap_or_else(|| "postgres".into())));
+        }
         // The metadata service passes only these modes to its driver; with any other it ignores the
         // certificates too, and the default of its driver, `prefer`, applies.
         let known = ["allow", "prefer", "require", "verify-ca", "verify-full"];
         let mode = given(self.db_ssl_mode.as_ref()).filter(|mode| known.contains(&mode.as_str()));
-        let path = |value: Option<&String>| mode.and(given(value)).cloned();
-        let tls = TlsParams {
-            mode: mode.cloned(),
-            cert_path: path(self.db_ssl_cert_path.as_ref()),
-            key_path: path(self.db_ssl_key_path.as_ref()),
-            root_cert_path: path(self.db_ssl_root_cert_path.as_ref()),
-        };
-        Ok((config, tls))
+        if mode.is_some() {
+            let tls = [
+                ("sslmode", mode),
+                ("sslcert", given(self.db_ssl_cert_path.as_ref())),
+                ("sslkey", given(self.db_ssl_key_path.as_ref())),
+                ("sslrootcert", given(self.db_ssl_root_cert_path.as_ref())),
+            ];
+            let given = tls
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?)));
+            parts.extend(given.map(|(name, value)| (name, value.as_str().into())));
+        }
+        Ok(parts)
     }
-}
-
-/// The same parameters for another host. Settings that choose among several hosts do not apply to it.
-fn moved(config: &tokio_postgres::Config, host: &str) -> tokio_postgres::Config {
-    let mut moved = tokio_postgres::Config::new();
-    moved
-        .host(host)
-        .port(config.get_ports().first().copied().unwrap_or(5432))
-        .channel_binding(config.get_channel_binding())
-        .ssl_negotiation(config.get_ssl_negotiation());
-    if let Some(user) = config.get_user() {
-        moved.user(user);
-    }
-    if let Some(password) = config.get_password() {
-        moved.password(password);
-    }
-    if let Some(name) = config.get_dbname() {
-        moved.dbname(name);
-    }
-    if let Some(options) = config.get_options() {
-        moved.options(options);
-    }
-    if let Some(name) = config.get_application_name() {
-        moved.application_name(name);
-    }
-    if let Some(limit) = config.get_connect_timeout() {
-        moved.connect_timeout(*limit);
-    }
-    if let Some(limit) = config.get_tcp_user_timeout() {
-        moved.tcp_user_timeout(*limit);
-    }
-    moved
-}
-
-fn from_dsn(dsn: &str) -> anyhow::Result<(tokio_postgres::Config, TlsParams)> {
-    let (rest, tls) = split_tls(dsn)?;
-    // The driver's message may quote a part of the string, which may be secret.
-    let mut config: tokio_postgres::Config = rest.parse().map_err(|_| {
-        anyhow::anyhow!("the connection string is malformed, or has an unknown parameter")
-    })?;
-    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-        config.host("localhost");
-    }
-    if config.get_user().is_none() {
-        config.user("postgres");
-    }
-    Ok((config, tls))
 }
 
 #[cfg(test)]
 mod tests {
     use clap::{FromArgMatches as _, Parser};
-    use tokio_postgres::config::Host;
 
     use super::*;
 
@@ -235,56 +210,55 @@ mod tests {
         database: DatabaseArgs,
     }
 
-    fn parse(line: &[&str]) -> anyhow::Result<tokio_postgres::Config> {
+    fn args(line: &[&str]) -> DatabaseArgs {
         // Without the environment, so that the machine's own variables do not matter.
         let mut command = <Line as clap::CommandFactory>::command().no_binary_name(true);
         command = command.mut_args(|arg| arg.env(None::<&str>));
-        let line = Line::from_arg_matches(&command.try_get_matches_from(line)?)?;
-        Ok(line.database.connector()?.config().clone())
+        let matches = command.try_get_matches_from(line).expect("known flags");
+        Line::from_arg_matches(&matches)
+            .expect("known flags")
+            .database
+    }
+
+    fn parts(line: &[&str]) -> Vec<(&'static str, String)> {
+        let parts = args(line).parts().expect("valid");
+        let shown = parts
+            .iter()
+            .map(|(name, value)| (*name, value.expose_secret().to_owned()));
+        shown.collect()
     }
 
     #[test]
     fn parts_have_upstreams_defaults() {
-        let config = parse(&[]).expect("defaults are valid");
-        assert_eq!(config.get_hosts(), [Host::Tcp("localhost".into())]);
-        assert_eq!(config.get_ports(), [5432]);
-        assert_eq!(config.get_user(), Some("postgres"));
-        assert_eq!(config.get_dbname(), Some("postgres"));
-        assert_eq!(config.get_password(), Some(&b"postgres"[..]));
-    }
-
-    #[test]
-    fn a_connection_string_wins_over_parts() {
-        let config =
-            parse(&["--db-host", "a", "--database-url", "postgres://u@b:7/d"]).expect("valid");
-        assert_eq!(config.get_hosts(), [Host::Tcp("b".into())]);
-        assert_eq!(config.get_ports(), [7]);
-    }
-
-    #[test]
-    fn a_replica_has_all_but_the_host_of_the_database() {
-        let config =
-            from_dsn("postgres://u:p@a:7,b:8/d?target_session_attrs=read-write&options=-cx%3Dy")
-                .expect("valid")
-                .0;
-        let moved = moved(&config, "replica");
-        assert_eq!(moved.get_hosts(), [Host::Tcp("replica".into())]);
-        assert_eq!(moved.get_ports(), [7]);
-        assert_eq!(moved.get_user(), Some("u"));
-        assert_eq!(moved.get_password(), Some(&b"p"[..]));
-        assert_eq!(moved.get_dbname(), Some("d"));
-        assert_eq!(moved.get_options(), Some("-cx=y"));
+        let expected = [
+            ("host", "localhost"),
+            ("port", "5432"),
+            ("user", "postgres"),
+            ("dbname", "postgres"),
+            ("password", "postgres"),
+        ];
         assert_eq!(
-            moved.get_target_session_attrs(),
-            tokio_postgres::config::TargetSessionAttrs::Any
+            parts(&[]),
+            expected.map(|(name, value)| (name, value.to_owned()))
         );
     }
 
     #[test]
     fn a_password_holds_any_character() {
         let hard = "p@ss:/?#[]' \\%20";
-        let config = parse(&["--db-pswd", hard]).expect("valid");
-        assert_eq!(config.get_password(), Some(hard.as_bytes()));
+        assert!(parts(&["--db-pswd", hard]).contains(&("password", hard.to_owned())));
+    }
+
+    #[test]
+    fn certificates_count_only_with_a_mode_that_upstream_passes_on() {
+        let root = ["--db-ssl-root-cert-path", "/root.crt"];
+        let named = |line: &[&str]| {
+            let line = [line, &root].concat();
+            parts(&line).iter().any(|(name, _)| *name == "sslrootcert")
+        };
+        assert!(named(&["--db-ssl-mode", "verify-ca"]));
+        assert!(!named(&["--db-ssl-mode", "disabled"]));
+        assert!(!named(&[]));
     }
 
     #[test]
@@ -298,14 +272,15 @@ mod tests {
             ][..],
             &["--database-url", "host=a secret"],
             &["--database-url", "host=a nosuch=secret"],
+            &["--database-url", "host=a sslmode=secret"],
+            &["--database-url", "password=secret", "--db-pswd-file", "f"],
+            &["--db-pswd", "secret", "--db-pswd-file", "f"],
             &["--db-port", "x"],
+            &["--db-port", "0"],
             &["--db-timeout", "0"],
-            &["--database-url", "host=a sslmode=secretly"],
         ] {
-            let error = format!("{:#}", parse(line).expect_err("must be refused"));
-            if line[1].contains("sslmode") {
-                continue;
-            }
+            let error = args(line).connector().expect_err("must be refused");
+            let error = format!("{error:#}");
             assert!(!error.contains("secret"), "{error}");
         }
     }

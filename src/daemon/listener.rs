@@ -68,6 +68,7 @@ impl Listener {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
         let mut clock = ClockWatch::default();
+        let mut reason = String::new();
         loop {
             let session = async {
                 if self.db.mode() == SessionMode::Transaction {
@@ -80,7 +81,7 @@ impl Listener {
                 () = stop.cancelled() => break,
                 ended = session => ended,
             };
-            self.report(&error, backoff.is_fresh());
+            self.report(&error, backoff.is_fresh(), &mut reason);
             self.resign();
             let wait = backoff.next_wait();
             if stop
@@ -95,7 +96,8 @@ impl Listener {
     }
 
     /// Reports the end of a session; `established` if the session had answered before.
-    fn report(&self, error: &Error, established: bool) {
+    /// Why it cannot be opened again is logged when the reason changes.
+    fn report(&self, error: &Error, established: bool, reason: &mut String) {
         // The server may have ended this one session only. Silence, or a session that cannot be
         // opened again, means that the database does not answer.
         if !established || matches!(error, Error::Timeout { .. }) {
@@ -104,8 +106,13 @@ impl Listener {
         if established {
             self.metrics.listener_reconnects_total.inc();
             tracing::warn!(error = chain(error), "LISTEN connection lost");
+            reason.clear();
         } else {
-            tracing::debug!(error = chain(error), "cannot open LISTEN connection");
+            let text = chain(error);
+            if text != *reason {
+                tracing::warn!(error = text, "cannot open LISTEN connection");
+                *reason = text;
+            }
         }
     }
 
@@ -129,12 +136,7 @@ impl Listener {
         backoff: &mut Backoff,
         clock: &mut ClockWatch,
     ) -> Result<Infallible, Error> {
-        let (client, traffic) = timeout(SHORT, self.connector.connect_bare())
-            .await
-            .map_err(|_| Error::Timeout {
-                statement: "listener.connect",
-                after: SHORT,
-            })??;
+        let (client, traffic) = self.connector.connect_bare().await?;
         let mut reader = AbortOnDropHandle::new(tokio::spawn(forward(
             traffic,
             self.signals.wakeup.clone(),

@@ -8,12 +8,11 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
-use crate::error::{Error, Remedy, chain, remedy_of};
 use crate::metrics::Metrics;
 use crate::migrate;
 use crate::pg::{Connector, Db, SessionMode, SessionProfile, detect_mode};
 use crate::store::{DEFINITION_VERSION, State, Store};
+use crate::wait::until_available;
 
 /// How long an attempt to start may continue after the signal to stop.
 const START_GRACE: Duration = Duration::from_secs(2);
@@ -39,35 +38,10 @@ impl Startup<'_> {
     /// # Errors
     /// For what only an operator can change.
     pub(super) async fn run(&self, stop: &CancellationToken) -> anyhow::Result<Option<Started>> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        loop {
-            let attempt = tokio::select! {
-                attempt = self.attempt(stop) => attempt,
-                () = grace_after(stop) => return Ok(None),
-            };
-            let error = match attempt {
-                Ok(started) => return Ok(Some(started)),
-                Err(error) => error,
-            };
-            if stop.is_cancelled() {
-                return Ok(None);
-            }
-            if !is_unavailable(&error) {
-                return Err(error);
-            }
-            let wait = backoff.next_wait();
-            tracing::warn!(
-                error = chain(error.as_ref()),
-                retry_in_secs = wait.as_secs_f64(),
-                "waiting for the database"
-            );
-            if stop
-                .run_until_cancelled(tokio::time::sleep(wait))
-                .await
-                .is_none()
-            {
-                return Ok(None);
-            }
+        let attempt = || self.attempt(stop);
+        tokio::select! {
+            started = until_available(attempt, None, stop) => started,
+            () = grace_after(stop) => Ok(None),
         }
     }
 
@@ -113,17 +87,7 @@ impl Startup<'_> {
             SessionProfile::Worker,
             Metrics::new(),
         );
-        let state = match Store::new(db).load_state().await {
-            Ok(state) => state,
-            Err(error) => {
-                let hint = error.remedy().hint();
-                let error = anyhow::Error::new(error);
-                return Err(match hint {
-                    Some(hint) => error.context(hint),
-                    None => error,
-                });
-            }
-        };
+        let state = Store::new(db).load_state().await?;
         if state.definition_version != DEFINITION_VERSION {
             bail!(
                 "the database has version {} of the definition, this binary supports \
@@ -133,21 +97,6 @@ impl Startup<'_> {
         }
         Ok(state)
     }
-}
-
-/// Whether the database is unavailable, rather than something that an operator must change.
-fn is_unavailable(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        if let Some(error) = cause.downcast_ref::<Error>() {
-            return error.remedy() == Remedy::Retry;
-        }
-        cause
-            .downcast_ref::<tokio_postgres::Error>()
-            .is_some_and(|error| match error.code() {
-                Some(code) => remedy_of(code) == Remedy::Retry,
-                None => error.is_closed(),
-            })
-    })
 }
 
 /// Resolves [`START_GRACE`] after shutdown is requested, so that a migration can finish but an

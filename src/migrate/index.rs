@@ -68,7 +68,7 @@ impl Migrator<'_> {
             tokio::select! {
                 done = &mut work => return Ok(done?),
                 () = self.stop.cancelled() => {
-                    cancel.cancel_query(self.connector.tls()).await.ok();
+                    self.connector.cancel(&cancel).await;
                     // The request to cancel is asynchronous. If the connection closed before the
                     // server handles it, the statement could run to its end.
                     tokio::time::timeout(LOG_INTERVAL, work).await.ok();

@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::session::{Connector, SessionMode};
+use super::connect::{Connector, drive};
+use super::session::SessionMode;
 use super::timeouts::SHORT;
 use crate::error::Error;
 
@@ -68,7 +69,7 @@ pub async fn detect_mode(connector: &Connector) -> Result<SessionMode, Error> {
 
 async fn plain(connector: &Connector) -> Result<Client, Error> {
     let (client, traffic) = connector.connect_bare().await?;
-    tokio::spawn(traffic);
+    tokio::spawn(drive(traffic));
     Ok(client)
 }
 
@@ -97,7 +98,8 @@ async fn self_test(client: &Client, sql: &str) -> Result<Option<String>, Error> 
             statement,
             after: SHORT,
         })?
-        .map_err(|source| Error::Postgres { statement, source })?;
+        // A pooler that has no server to give fails the first statement rather than the connection.
+        .map_err(|source| Error::Connect(Box::new(source)))?;
     let last = messages.iter().rev().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,

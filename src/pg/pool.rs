@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolBuilder, PoolError, RecyclingMethod,
-    Runtime,
-};
+use deadpool::Runtime;
+use deadpool::managed::{self, PoolBuilder, PoolError, RecycleError};
+use deadpool_postgres::ClientWrapper;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
 
-use super::session::{Connector, SessionMode, SessionProfile};
+use super::connect::{Connector, drive};
+use super::session::{SessionMode, SessionProfile};
 use super::timeouts::{POOL_WAIT, SHORT};
 use crate::error::{Error, chain};
 use crate::metrics::Metrics;
@@ -31,47 +32,72 @@ pub struct Db {
     begin: Arc<str>,
 }
 
-/// The common part of all pools: connections open on demand, within a known time, with the settings
-/// of their profile where connections are sessions.
+/// A pool of connections with the settings of their profile.
+pub(crate) type Pool = managed::Pool<Manager>;
+
+/// A connection that returns to its pool when it is dropped.
+pub(crate) type PooledClient = managed::Object<Manager>;
+
+/// Opens and recycles the connections of a pool. `deadpool-postgres` has a manager of its own, whose
+/// errors can only be the driver's; ours say for each host why it has no connection.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    connector: Connector,
+    profile: SessionProfile,
+    settings: String,
+}
+
+impl managed::Manager for Manager {
+    type Type = ClientWrapper;
+    type Error = Error;
+
+    async fn create(&self) -> Result<ClientWrapper, Error> {
+        let opened = self.connector.open(self.profile, &self.settings).await;
+        let (client, traffic) = opened?;
+        Ok(ClientWrapper::new(client, tokio::spawn(drive(traffic))))
+    }
+
+    async fn recycle(
+        &self,
+        client: &mut ClientWrapper,
+        metrics: &managed::Metrics,
+    ) -> managed::RecycleResult<Error> {
+        if client.is_closed() {
+            return Err(RecycleError::message("the connection is closed"));
+        }
+        if metrics.age() >= self.connector.max_age() {
+            return Err(RecycleError::message("the connection is old"));
+        }
+        Ok(())
+    }
+}
+
+/// The common part of all pools: connections open on demand, with the settings of their profile where
+/// connections are sessions.
 pub(crate) fn pool_of(
     connector: &Connector,
     mode: SessionMode,
     size: usize,
     profile: SessionProfile,
-) -> PoolBuilder {
-    let manager = Manager::from_config(
-        connector.config().clone(),
-        connector.tls(),
-        ManagerConfig {
-            recycling_method: RecyclingMethod::Fast,
+) -> PoolBuilder<Manager> {
+    let manager = Manager {
+        connector: connector.clone(),
+        profile,
+        settings: match mode {
+            SessionMode::Transaction => String::new(),
+            _ => profile.session(),
         },
-    );
-    let builder = Pool::builder(manager)
+    };
+    Pool::builder(manager)
         .max_size(size)
         .runtime(Runtime::Tokio1)
-        .create_timeout(Some(connector.attempt() + SHORT));
-    if mode == SessionMode::Transaction {
-        return builder;
-    }
-    let settings: Arc<str> = profile.session().into();
-    builder.post_create(Hook::async_fn(move |client, _| {
-        let settings = Arc::clone(&settings);
-        Box::pin(async move {
-            client
-                .batch_execute(&settings)
-                .await
-                .map_err(HookError::Backend)
-        })
-    }))
 }
 
 /// The error of a pool that has no connection to give.
-pub(crate) fn connect_error(error: PoolError) -> Error {
+pub(crate) fn connect_error(error: PoolError<Error>) -> Error {
     match error {
-        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
-            Error::Connect(Box::new(error))
-        }
-        other => Error::Connect(Box::new(other)),
+        PoolError::Backend(error) => error,
+        other => Error::Connect(other.to_string().into()),
     }
 }
 
@@ -197,12 +223,19 @@ impl Db {
             }
         };
         let abandoned = tokio::select! {
-            answer = call => return answer.map_err(|source| Error::Postgres { statement, source }),
+            answer = call => {
+                if matches!(&answer, Err(error) if is_read_only(error)) {
+                    // The primary became a standby, and this connection leads to it. So may the others.
+                    drop(PooledClient::take(client));
+                    self.pool.retain(|_, _| false);
+                }
+                return answer.map_err(|source| Error::Postgres { statement, source });
+            }
             () = tokio::time::sleep(limit) => Error::Timeout { statement, after: limit },
             () = self.stop.cancelled(), if limit > SHORT => Error::Stopping,
         };
         // The answer may still come, and the next call must not take it for its own.
-        drop(Object::take(client));
+        drop(PooledClient::take(client));
         Err(abandoned)
     }
 
@@ -219,6 +252,10 @@ impl Db {
             self.metrics.up.set(0);
         }
     }
+}
+
+fn is_read_only(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }
 
 async fn in_transaction(

@@ -1,18 +1,9 @@
-//! Opens sessions, and gives each the settings of its profile, whatever the role's defaults are.
+//! The settings of a session, by its profile, whatever the role's defaults are.
 //!
 //! Owns the one table of settings ([`SessionProfile::settings`]). The same entries become `set` for
 //! a session, or `set local` for a transaction where connections are not sessions.
 
 use std::time::Duration;
-
-use tokio::time::timeout;
-use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Client, Config, Connection, Socket};
-use tokio_postgres_rustls::MakeRustlsConnect;
-
-use super::timeouts::{CONNECT_TIMEOUT, SHORT};
-use super::tls::{TlsError, TlsParams};
-use crate::error::Error;
 
 /// What a session is for; decides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +63,16 @@ enum Scope {
 type Setting = (&'static str, String, Scope);
 
 impl SessionProfile {
+    /// Whether a server in recovery is refused: for writes, which would fail there, and for the read
+    /// API, whose answers would be late, unless a replica is configured.
+    pub(crate) fn needs_primary(self, is_replica: bool) -> bool {
+        match self {
+            Self::Worker | Self::Bulk | Self::Listener | Self::Migration => true,
+            Self::Api { .. } => !is_replica,
+            Self::Reader | Self::ReadOnlyTransaction => false,
+        }
+    }
+
     /// The settings: one table for all profiles.
     fn settings(self) -> Vec<Setting> {
         let any = |name, value: &str| (name, value.to_owned(), Scope::Any);
@@ -168,110 +169,6 @@ impl SessionProfile {
             }
         }
         sql
-    }
-}
-
-/// Opens connections with one set of parameters.
-#[derive(Clone)]
-pub struct Connector {
-    config: Config,
-    tls: MakeRustlsConnect,
-}
-
-impl std::fmt::Debug for Connector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connector")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The half of a connection that carries its traffic and yields its notifications.
-pub(crate) type Traffic = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
-
-impl Connector {
-    /// Takes the driver's parameters and those of TLS.
-    ///
-    /// # Errors
-    /// If the TLS parameters cannot be used.
-    pub fn new(mut config: Config, tls: &TlsParams) -> Result<Self, TlsError> {
-        let (ssl_mode, tls) = tls.connector()?;
-        config.ssl_mode(ssl_mode);
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIMEOUT);
-        }
-        config
-            .keepalives(true)
-            .keepalives_idle(Duration::from_secs(10))
-            .keepalives_interval(Duration::from_secs(3))
-            .keepalives_retries(3);
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(Duration::from_secs(10));
-        }
-        if config.get_application_name().is_none() {
-            config.application_name("status-indexer");
-        }
-        Ok(Self { config, tls })
-    }
-
-    /// The driver's parameters.
-    #[must_use]
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// The driver's TLS connector.
-    #[must_use]
-    pub(crate) fn tls(&self) -> MakeRustlsConnect {
-        self.tls.clone()
-    }
-
-    /// Opens a bare connection; the caller drives its traffic.
-    ///
-    /// # Errors
-    /// If the connection is refused, or no answer comes in time.
-    pub(crate) async fn connect_bare(&self) -> Result<(Client, Traffic), Error> {
-        // The driver's own limit ends with the TCP handshake; a peer that accepted may stay silent.
-        match timeout(self.attempt(), self.config.connect(self.tls.clone())).await {
-            Ok(connected) => connected.map_err(|error| Error::Connect(Box::new(error))),
-            Err(_) => Err(Error::Timeout {
-                statement: "session.connect",
-                after: self.attempt(),
-            }),
-        }
-    }
-
-    /// How long a connection attempt over all hosts may take.
-    pub(crate) fn attempt(&self) -> Duration {
-        let hosts = self.config.get_hosts().len().max(1);
-        let each = self.config.get_connect_timeout().copied();
-        each.unwrap_or(CONNECT_TIMEOUT)
-            .saturating_mul(u32::try_from(hosts).unwrap_or(u32::MAX))
-    }
-
-    /// Opens a connection with the settings of its profile; a task of its own drives it.
-    ///
-    /// # Errors
-    /// If there is no connection, or the server refuses the settings.
-    pub async fn connect(&self, profile: SessionProfile) -> Result<Client, Error> {
-        let (client, traffic) = self.connect_bare().await?;
-        // Ends when the client is dropped. A caller that waits on a broken connection gets the error.
-        tokio::spawn(async move {
-            if let Err(error) = traffic.await {
-                tracing::debug!(error = crate::error::chain(&error), "connection closed");
-            }
-        });
-        let statement = "session.settings";
-        match timeout(SHORT, client.batch_execute(&profile.session())).await {
-            Ok(set) => set.map_err(|source| Error::Postgres { statement, source })?,
-            Err(_) => {
-                return Err(Error::Timeout {
-                    statement,
-                    after: SHORT,
-                });
-            }
-        }
-        Ok(client)
     }
 }
 

@@ -16,3 +16,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a stage waits for a free connection of its pool.
 pub(crate) const POOL_WAIT: Duration = Duration::from_secs(5);
+
+/// Default age from which on a pool replaces a connection: after a failover, connections to the former
+/// primary end by then at the latest.
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(30 * 60);

@@ -9,9 +9,10 @@ use serde_json::Value;
 use status_indexer::api::{Api, Limits, Reader};
 use status_indexer::metrics::Metrics;
 use status_indexer::migrate::{self, TableNames};
-use status_indexer::pg::{Connector, SessionMode, TlsParams};
+use status_indexer::pg::{Connector, SessionMode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -99,7 +100,7 @@ impl ApiServer {
         let version = HeaderValue::from_static("2.6.1");
         let api = Api::new(String::new(), version, metrics.clone(), stop.clone());
         api.open(Reader::new(
-            &connector(config),
+            &connector(&config),
             mode,
             limits,
             &table,
@@ -244,8 +245,18 @@ pub(super) fn plain() -> reqwest::Client {
         .expect("a plain client needs nothing")
 }
 
-pub(super) fn connector(config: Config) -> Connector {
-    Connector::new(config, &TlsParams::default()).expect("no TLS needs nothing")
+pub(super) fn connector(config: &Config) -> Connector {
+    let Some(Host::Tcp(host)) = config.get_hosts().first() else {
+        panic!("tests connect by TCP");
+    };
+    let dsn = format!(
+        "host={host} port={} user={} dbname={} options='{}'",
+        config.get_ports()[0],
+        config.get_user().expect("tests name the role"),
+        config.get_dbname().expect("tests name the database"),
+        config.get_options().unwrap_or_default(),
+    );
+    Connector::to(&dsn).expect("the parameters are valid")
 }
 
 /// Releases what [`ApiServer::lock`] locked.
@@ -267,7 +278,7 @@ async fn install(database: &Database) {
         grant_to: None,
     };
     migrate::up(
-        &connector(database.config()),
+        &connector(&database.config()),
         &options,
         &CancellationToken::new(),
     )

@@ -138,6 +138,7 @@ async fn no_help_and_no_log_contains_a_secret() {
                     ("DATABASE_URL", ""),
                     (variable, dsn.as_str()),
                     ("MF_METADATA_DB_PSWD", SECRET),
+                    ("STATUS_INDEXER_WAIT", "0"),
                     ("STATUS_INDEXER_LOG", "trace"),
                 ];
                 let message = text(&run(&database, args, &env).await);

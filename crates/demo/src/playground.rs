@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use status_indexer::config::{ApiArgs, DaemonArgs};
 use status_indexer::daemon::Daemon;
 use status_indexer::migrate::{self, TableNames};
-use status_indexer::pg::{Connector, SessionProfile, TlsParams};
+use status_indexer::pg::{Connector, SessionProfile};
 use status_indexer::status::RunKey;
 use status_indexer::store::{Difference, explain};
 use testkit::database::UPSTREAM;
@@ -79,7 +79,7 @@ impl Playground {
     }
 
     pub(crate) fn connector(&self) -> Result<Connector> {
-        Ok(Connector::new(self.config(), &TlsParams::default())?)
+        Connector::to(&self.server.url(DATABASE))
     }
 
     fn migration(&self) -> migrate::Options {

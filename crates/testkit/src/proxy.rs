@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 #[derive(Debug, Clone, Copy)]
 struct State {
+    target: SocketAddr,
     black_hole: bool,
     delay: Duration,
     /// Connections of an earlier generation are closed.
@@ -42,12 +43,13 @@ impl Proxy {
             .expect("a free port");
         let address = listener.local_addr().expect("the listener is bound");
         let working = State {
+            target,
             black_hole: false,
             delay: Duration::ZERO,
             generation: 0,
         };
         let (state, states) = watch::channel(working);
-        let accepting = tokio::spawn(accept(listener, target, states)).abort_handle();
+        let accepting = tokio::spawn(accept(listener, states)).abort_handle();
         Self {
             address,
             state,
@@ -71,6 +73,11 @@ impl Proxy {
         self.state.send_modify(|state| state.black_hole = false);
     }
 
+    /// Forwards new connections to another target, as a name or a load balancer does after a failover.
+    pub fn retarget(&self, target: SocketAddr) {
+        self.state.send_modify(|state| state.target = target);
+    }
+
     /// Closes all connections, on both sides; new ones are accepted.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.generation += 1);
@@ -88,7 +95,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receiver<State>) {
+async fn accept(listener: TcpListener, state: watch::Receiver<State>) {
     // Dropped with this task, and the connections with it.
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
@@ -97,7 +104,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receive
         connections.spawn(async move {
             let mut cut = state.clone();
             tokio::select! {
-                _ = forward(client, target, state) => {}
+                _ = forward(client, state) => {}
                 _ = cut.wait_for(|now| now.generation != generation) => {}
             }
         });
@@ -105,12 +112,9 @@ async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receive
     }
 }
 
-async fn forward(
-    client: TcpStream,
-    target: SocketAddr,
-    state: watch::Receiver<State>,
-) -> io::Result<()> {
+async fn forward(client: TcpStream, state: watch::Receiver<State>) -> io::Result<()> {
     until_forwarding(&mut state.clone()).await;
+    let target = state.borrow().target;
     let server = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
