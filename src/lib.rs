@@ -23,6 +23,7 @@ pub mod status;
 pub mod backoff;
 pub mod error;
 pub mod exit;
+mod log_limit;
 pub mod output;
 pub mod shutdown;
 pub mod telemetry;
