@@ -1,48 +1,48 @@
-# What can be done with a checkout, one word each. Owns no logic: cargo builds, .ci/setup brings what
-# a machine lacks beside Rust (a PostgreSQL server's programs and a C compiler), and does nothing
-# where all is there. `make` alone says what there is.
+# The entry points of a checkout. Owns no logic: cargo builds, and .ci/setup installs what a machine
+# lacks besides Rust (a PostgreSQL server's programs and a C compiler); it does nothing where all of
+# that is present. `make` alone lists the targets.
 
 CARGO ?= cargo
-# Seconds that the demo and the soak run; unset: until Ctrl-C (the demo without a terminal: as long as
-# it says itself).
+# How many seconds the demo and the soak run; unset: until Ctrl-C (the demo without a terminal: 30).
 DURATION ?=
-# What the soak's first round is made from; unset: at random.
+# The seed of the soak's first round; unset: random.
 SEED ?=
+# Options for the benchmarks: make bench-latency BENCH='--seconds 60'
+BENCH ?=
 
 .PHONY: help demo test soak lint setup bench
 
-# What a benchmark is told beside its name: make bench-latency BENCH='--seconds 60'
-BENCH ?=
-
-help: ## This list
+help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-demo: ## Everything at work on a private PostgreSQL: make demo [DURATION=20]
+demo: ## Run everything on a private PostgreSQL: make demo [DURATION=20]
 	@.ci/setup
-	@exec $(CARGO) run --release --locked -- demo $(if $(DURATION),--duration $(DURATION))
+	@$(CARGO) build --locked --profile demo --package status-indexer --package status-indexer-demo
+	@exec $(CARGO) run --locked --quiet --profile demo --package status-indexer-demo -- $(if $(DURATION),--duration $(DURATION))
 
-test: ## All tests, on private PostgreSQL servers
+test: ## Run all tests, on private PostgreSQL servers
 	@.ci/setup test
-	$(CARGO) test --locked
+	$(CARGO) test --workspace --locked
 
-soak: ## Random histories with faults in between, until one ends wrong: make soak [DURATION=600] [SEED=7]
+soak: ## Run random histories with faults until one fails: make soak [DURATION=600] [SEED=7]
 	@.ci/setup test
-	@exec $(CARGO) test --locked --bench soak -- $(if $(DURATION),--seconds $(DURATION)) $(if $(SEED),--seed $(SEED))
+	@$(CARGO) build --locked --package status-indexer
+	@exec $(CARGO) run --locked --quiet --package testkit --bin soak -- $(if $(DURATION),--seconds $(DURATION)) $(if $(SEED),--seed $(SEED))
 
-lint: ## Format, lints, scripts, dependencies and documentation, with warnings as errors
+lint: ## Check format, scripts, dependencies, lints and documentation
 	@.ci/setup lint
 	$(CARGO) fmt --check
 	.ci/shellcheck
 	.ci/unused-dependencies
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+	$(CARGO) clippy --workspace --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --locked --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 		$(CARGO) deny --locked --log-level error check --hide-inclusion-graph bans licenses sources; \
 	else \
 		echo "cargo-deny is not installed: .deny.toml is not checked"; \
 	fi
 
-bench: ## All benchmarks; one of them: make bench-latency, -drain, -sweep, ...
+bench: ## Run all benchmarks; one of them: make bench-latency, bench-drain, bench-sweep, ...
 	@.ci/setup bench
 	$(CARGO) bench --locked --bench bench -- all $(BENCH)
 

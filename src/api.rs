@@ -1,43 +1,59 @@
-//! The read API: the metadata service's own endpoint for runs, answered from the column.
+//! The read API: the metadata service's endpoint for runs, answered from the column.
 //!
-//! Owns the routes, their limits and their errors. Promises upstream's answers in upstream's form
-//! (`filter` and `cursor` read what upstream reads), values that reach the database only as
-//! parameters (`statement`), and reads that never get in the way of the indexer (`reader` has
-//! connections of its own). Served by [`crate::http`]; never writes.
+//! Owns the routes, the limits on requests and their errors. Promises answers in upstream's form
+//! ([`filter`] and [`cursor`] read what upstream reads), values that reach the database only as
+//! parameters ([`selection`]), and reads that never delay the indexer ([`reader`] has its own
+//! connections). Served by [`crate::http`]. Never writes.
 
+mod admission;
 mod cursor;
 mod error;
 mod filter;
+mod listing;
 mod openapi;
 mod params;
-
 mod reader;
+mod run_row;
 mod run_status;
 mod runs;
+mod selection;
 mod statement;
+mod stream;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, Response, Uri};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
 use tokio_util::sync::CancellationToken;
+
+pub use admission::Limits;
+pub use reader::Reader;
 
 use crate::metrics::Metrics;
 use error::ApiError;
-use params::{MAX_PATH, MAX_QUERY, decode};
-use reader::ReadError;
-pub use reader::{Limits, Reader};
 
-/// The version by which the Metaflow client knows what the service can do.
+/// The header by which the Metaflow client learns what the service supports.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("metadata_service_version");
 
-/// The API; its reader comes once the database has answered for the first time.
+const RUNS: &str = "/flows/{flow_id}/runs";
+const RUN_STATUS: &str = "/flows/{flow_id}/runs/{run}/status";
+const OPENAPI: &str = "/openapi.json";
+
+/// The label of a request without a route.
+const OTHER: &str = "other";
+
+/// The API. It is served from the start of the process and gets its reader once the database has
+/// answered for the first time.
 #[derive(Debug)]
 pub struct Api {
-    /// What every path begins with: empty, or `/` and a name, without a `/` at its end.
+    /// The beginning of every path: empty, or `/` and a name, without a `/` at its end.
     prefix: String,
     version: HeaderValue,
     openapi: String,
@@ -46,26 +62,8 @@ pub struct Api {
     metrics: Metrics,
 }
 
-/// What a request's path leads to.
-enum Route {
-    Runs(String),
-    RunStatus(String, String),
-    OpenApi,
-}
-
-impl Route {
-    /// Its name in metrics.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Runs(_) => "runs",
-            Self::RunStatus(..) => "run_status",
-            Self::OpenApi => "openapi",
-        }
-    }
-}
-
 impl Api {
-    /// An API that answers 503 until it is given a reader.
+    /// An API that answers 503 until [`Self::open`] gives it a reader.
     #[must_use]
     pub fn new(
         prefix: String,
@@ -83,18 +81,30 @@ impl Api {
         })
     }
 
-    /// Gives it its way to the database.
+    /// Sets the reader.
     pub fn open(&self, reader: Reader) {
-        // There is one start, and so one reader.
+        // The daemon starts once, so a second reader does not occur.
         let _ = self.reader.set(reader);
     }
 
-    /// Its routes, for the listener.
+    /// The routes, under the prefix.
     pub fn routes(self: &Arc<Self>) -> Router {
-        Router::new().fallback(answer).with_state(Arc::clone(self))
+        // `check` rejects every method but GET before a handler runs; `get` would also serve HEAD.
+        let routes = Router::new()
+            .route(RUNS, any(runs::list))
+            .route(RUN_STATUS, any(run_status::explain))
+            .route(OPENAPI, any(openapi::answer));
+        let mounted = match self.prefix.as_str() {
+            "" => routes,
+            prefix => Router::new().nest(prefix, routes),
+        };
+        mounted
+            .fallback(not_found)
+            .layer(from_fn_with_state(Arc::clone(self), answer))
+            .with_state(Arc::clone(self))
     }
 
-    /// Closes its connections.
+    /// Closes the connections.
     pub fn close(&self) {
         if let Some(reader) = self.reader.get() {
             reader.close();
@@ -107,83 +117,91 @@ impl Api {
             .ok_or_else(|| ApiError::unavailable("the database has not answered yet"))
     }
 
-    /// Finds the route of a path as it was sent: escapes are undone within its parts, so that a
-    /// flow's name may hold a `/`. None where there is none.
-    fn route(&self, path: &str) -> Option<Result<Route, ApiError>> {
-        let rest = path.strip_prefix(&self.prefix)?.strip_prefix('/')?;
-        let parts: Vec<&str> = rest.split('/').collect();
-        if parts.contains(&"") {
-            return None;
+    /// The checks that all routes share, and the request's label in metrics. A path that is too
+    /// long, or has a segment that is empty or malformed, counts as a request without a route.
+    fn check(
+        &self,
+        matched: Option<&MatchedPath>,
+        request: &Request,
+    ) -> (&'static str, Result<(), ApiError>) {
+        let (path, query) = (request.uri().path(), request.uri().query());
+        if path.len() > params::MAX_PATH {
+            return (OTHER, Err(ApiError::too_long("path", params::MAX_PATH)));
         }
-        match parts[..] {
-            ["openapi.json"] => Some(Ok(Route::OpenApi)),
-            ["flows", flow, "runs"] => Some(decode(flow, false).map(Route::Runs)),
-            ["flows", flow, "runs", run, "status"] => Some(
-                decode(flow, false)
-                    .and_then(|flow| Ok(Route::RunStatus(flow, decode(run, false)?))),
-            ),
-            _ => None,
+        let route = self.label(matched);
+        if route == OTHER {
+            return (OTHER, Ok(()));
+        }
+        // The router takes an empty segment for a value.
+        if path
+            .strip_prefix(&self.prefix)
+            .unwrap_or(path)
+            .contains("//")
+        {
+            return (OTHER, Err(path_not_found()));
+        }
+        if let Err(error) = params::check_path(path) {
+            return (OTHER, Err(error));
+        }
+        if request.method() != Method::GET {
+            return (route, Err(ApiError::method_not_allowed()));
+        }
+        if query.unwrap_or_default().len() > params::MAX_QUERY {
+            return (route, Err(ApiError::too_long("query", params::MAX_QUERY)));
+        }
+        (route, Ok(()))
+    }
+
+    fn label(&self, matched: Option<&MatchedPath>) -> &'static str {
+        let path = matched.and_then(|path| path.as_str().strip_prefix(&self.prefix));
+        match path {
+            Some(RUNS) => "runs",
+            Some(RUN_STATUS) => "run_status",
+            Some(OPENAPI) => "openapi",
+            _ => OTHER,
         }
     }
 }
 
-async fn answer(State(api): State<Arc<Api>>, request: Request) -> Response<Body> {
+/// Surrounds every request: checks it, and adds to the answer what all answers have in common.
+async fn answer(
+    State(api): State<Arc<Api>>,
+    matched: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let (name, outcome) = dispatch(&api, &method, &uri).await;
-    let mut response = outcome.unwrap_or_else(Into::into);
+    let (route, checked) = api.check(matched.as_ref(), &request);
+    let mut response = match checked {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
     response
         .headers_mut()
         .insert(VERSION_HEADER, api.version.clone());
     api.metrics
         .http_requests_total
-        .with_label_values(&[name, response.status().as_str()])
+        .with_label_values(&[route, response.status().as_str()])
         .inc();
     api.metrics
         .http_request_duration_seconds
-        .with_label_values(&[name])
+        .with_label_values(&[route])
         .observe(started.elapsed().as_secs_f64());
     response
 }
 
-async fn dispatch(
-    api: &Arc<Api>,
-    method: &Method,
-    uri: &Uri,
-) -> (&'static str, Result<Response<Body>, ApiError>) {
-    let query = uri.query().unwrap_or_default();
-    if uri.path().len() > MAX_PATH {
-        return ("other", Err(ApiError::long("path", MAX_PATH)));
-    }
-    let route = match api.route(uri.path()) {
-        None => return ("other", Err(ApiError::absent("there is nothing here"))),
-        Some(Err(problem)) => return ("other", Err(problem)),
-        Some(Ok(route)) => route,
-    };
-    let name = route.name();
-    if method != Method::GET {
-        return (name, Err(ApiError::method()));
-    }
-    if query.len() > MAX_QUERY {
-        return (name, Err(ApiError::long("query", MAX_QUERY)));
-    }
-    let outcome = match route {
-        Route::Runs(flow_id) => runs::list(api, flow_id, query).await,
-        Route::RunStatus(flow_id, run) => match api.reader() {
-            Ok(reader) => run_status::tell(reader, &flow_id, &run).await,
-            Err(problem) => Err(problem),
-        },
-        Route::OpenApi => Ok(openapi::answer(&api.openapi)),
-    };
-    (name, outcome)
+async fn not_found() -> ApiError {
+    path_not_found()
 }
 
-/// What a read that failed is to the client.
-fn api_error(error: ReadError) -> ApiError {
-    match error {
-        ReadError::Busy => ApiError::busy(),
-        ReadError::Slow => ApiError::unavailable("the database took too long: narrow the filter"),
-        ReadError::Value => ApiError::bad("a filter's value cannot be compared with its field"),
-        ReadError::Database => ApiError::unavailable("the database does not answer"),
-    }
+fn path_not_found() -> ApiError {
+    ApiError::not_found("this path does not exist")
 }
+
+/// An answer with a body of JSON.
+fn json(body: impl Into<Body>) -> Response {
+    ([(CONTENT_TYPE, "application/json")], body.into()).into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,11 @@
-//! The two listeners: one for operators (`/metrics`, `/healthz`, `/readyz`, and a page at `/` for
-//! people), one for readers (the [`crate::api`]).
+//! The two HTTP listeners: one for operators (`/metrics`, `/healthz`, `/readyz` and the status page at
+//! `/`), one for the read API ([`crate::api`]).
 //!
-//! What operators ask is answered from memory alone, so that a database that is away never holds
-//! up a probe. Promises that a client that does not take its answer never holds up a shutdown.
+//! Operators' requests are answered from memory alone, so an unavailable database never delays a
+//! probe. Promises that a client which does not read its answer never delays a shutdown. Called by
+//! the daemon.
 
+mod format;
 mod health;
 mod page;
 
@@ -23,21 +25,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// How long answers under way may take after the signal to stop.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long open requests may take after the signal to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A listener that is bound, and not served yet: an address that is taken stops the start.
+/// A listener that is bound but not served yet, so that an address in use fails the start.
 #[derive(Debug)]
 pub struct Bound {
     listener: TcpListener,
-    /// Where it listens; with port 0, the one that the system chose.
+    /// Its address; with port 0, the port that the system chose.
     pub addr: SocketAddr,
 }
 
 /// Binds a listener.
 ///
 /// # Errors
-/// If the address cannot be had.
+/// If the address cannot be bound.
 pub async fn bind(addr: SocketAddr) -> anyhow::Result<Bound> {
     let listener = TcpListener::bind(addr)
         .await
@@ -51,7 +53,7 @@ pub async fn bind(addr: SocketAddr) -> anyhow::Result<Bound> {
 /// Serves the operators' routes until `stop`.
 ///
 /// # Errors
-/// If accepting connections fails for good.
+/// If the listener fails.
 pub async fn serve_metrics(
     bound: Bound,
     metrics: Metrics,
@@ -66,29 +68,29 @@ pub async fn serve_metrics(
     serve(bound, routes, stop).await
 }
 
-/// Serves any routes until `stop`.
+/// Serves routes until `stop`.
 ///
 /// # Errors
-/// If accepting connections fails for good.
+/// If the listener fails.
 pub async fn serve(bound: Bound, routes: Router, stop: CancellationToken) -> anyhow::Result<()> {
-    // An answer is often two small writes, and the second must not wait for the client's
-    // acknowledgement of the first.
+    // An answer is often two small writes. With Nagle's algorithm the second would wait for the
+    // client's acknowledgement of the first.
     let listener = bound.listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(error = %error, "a connection is gone before it was served");
+            tracing::debug!(error = %error, "a connection was closed before it was served");
         }
     });
     let serving = axum::serve(listener, routes)
         .with_graceful_shutdown(stop.clone().cancelled_owned())
         .into_future();
-    let overdue = async {
+    let drain_timeout = async {
         stop.cancelled().await;
-        tokio::time::sleep(LAST_WORDS).await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
     };
     tokio::select! {
-        served = serving => served.context("a listener failed"),
-        // Somebody has connected and not finished asking, or does not take the answer.
-        () = overdue => Ok(()),
+        served = serving => served.context("an HTTP listener failed"),
+        // A client has not sent its whole request, or does not read the answer.
+        () = drain_timeout => Ok(()),
     }
 }
 

@@ -25,6 +25,7 @@ pub mod error;
 pub mod exit;
 mod log_limit;
 pub mod output;
+mod percent;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -231,6 +231,25 @@ impl Metrics {
         self.conditions.all()
     }
 
+    /// Why the daemon is not ready, for `/readyz` and the status page; empty if it is.
+    #[must_use]
+    pub fn unmet(&self) -> Vec<String> {
+        let mut unmet: Vec<String> = Vec::new();
+        if self.up.get() == 0 {
+            unmet.push("the database does not answer".to_owned());
+        }
+        for (condition, reason) in self.conditions() {
+            if condition != Condition::DatabaseUnreachable {
+                unmet.push(reason);
+            }
+        }
+        // Before the first sample.
+        if unmet.is_empty() && self.valid.get() == 0 {
+            unmet.push("the column is not valid: the backfill is not complete".to_owned());
+        }
+        unmet
+    }
+
     /// Adds the process's own metrics (memory, CPU, descriptors), where the platform has them.
     pub fn watch_process(&self) {
         #[cfg(target_os = "linux")]

@@ -20,7 +20,7 @@ use crate::pg::{Connector, Db, SessionMode, SessionProfile};
 
 pub use apply::{Applied, Change, InvalidEvidence};
 pub use batch::{BatchSize, MAX_BATCH};
-pub(crate) use explain::EXPLAIN;
+pub(crate) use explain::{EXPLAIN, decode as decode_explanation};
 pub use explain::{Evidence, EvidenceRow, Explanation, explain};
 pub use queue::Drained;
 pub use runs::{Compared, DEADLINE_SLACK, Detail, Difference, Due, Explained};

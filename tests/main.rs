@@ -1,25 +1,33 @@
-//! Every test that meets a real PostgreSQL, in one binary, so that one server serves them all.
-
-mod support;
-
-mod model;
-
-mod history;
+//! Every test of the product that meets a real PostgreSQL, in one binary, so that they share one
+//! server.
+//!
+//! | Folder | What belongs there |
+//! |---|---|
+//! | [`pipeline`] | the way of an event to its status, the reconciler, replicas: a healthy daemon |
+//! | [`faults`] | the same while something fails: daemons, servers, networks, locks, clocks |
+//! | [`histories`] | random writes and faults, checked by the oracle |
+//! | [`definition`] | the SQL that decides a status, against the oracle |
+//! | [`migrate`] | installing, upgrading and removing the database objects |
+//! | [`commands`] | the command line: help, exit codes, `explain`, `backfill`, `verify` |
+//! | [`api`] | the read API over HTTP |
+//! | [`deploy`] | the files of `deploy/`, each with the program that reads it |
+//! | [`docs`] | the documentation against the code |
+//!
+//! Fixtures are in the crate `testkit`, with tests of their own; the demo's tests are in
+//! `crates/demo/tests`. `make test` runs everything. To run one test:
+//!
+//! ```text
+//! cargo test --test all -- migrate::up::a_second_up_changes_nothing
+//! ```
+//!
+//! A random test that fails prints its seed; `STATUS_INDEXER_TEST_SEED` repeats it.
 
 mod api;
-mod cli;
+mod commands;
 mod definition;
-mod demo;
+mod deploy;
 mod docs;
-mod explain;
 mod faults;
-mod harness;
 mod histories;
 mod migrate;
-mod neighbour;
-mod nginx;
-mod operator;
 mod pipeline;
-mod plugin;
-mod reconcile;
-mod standby;

@@ -1,4 +1,4 @@
-//! Where a page ends: the last row's place in the order, as an opaque text.
+//! The cursor of a page: its last run's position in the order, as an opaque text.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,17 +7,17 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::params::integer;
 
-/// A place in the order `ts_epoch desc, run_number desc`, which no change of a run moves.
+/// A position in the order `ts_epoch desc, run_number desc`. It never changes for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cursor {
     /// The run's creation, milliseconds since the epoch.
     pub(super) ts_epoch: i64,
-    /// The run's number, also where it has an id of its own.
+    /// The run's number, even if the run has a `run_id`.
     pub(super) run_number: i64,
 }
 
 impl Cursor {
-    /// The text that upstream writes for the same place.
+    /// Writes the same text as upstream.
     pub(super) fn encode(self) -> String {
         STANDARD.encode(format!(
             r#"{{"ts_epoch": {}, "run_number": {}}}"#,
@@ -25,9 +25,9 @@ impl Cursor {
         ))
     }
 
-    /// Reads what [`Self::encode`] or upstream wrote.
+    /// Reads a text written by [`Self::encode`] or by upstream.
     pub(super) fn decode(text: &str) -> Result<Self, ApiError> {
-        Self::try_decode(text).ok_or_else(|| ApiError::bad("Invalid cursor"))
+        Self::try_decode(text).ok_or_else(|| ApiError::bad_request("Invalid cursor"))
     }
 
     fn try_decode(text: &str) -> Option<Self> {
@@ -35,7 +35,7 @@ impl Cursor {
         let value: Value = serde_json::from_slice(&json).ok()?;
         let number = |name: &str| match value.get(name)? {
             Value::Number(number) => number.as_i64(),
-            // Upstream reads numbers in quotes too.
+            // Upstream accepts numbers in quotes too.
             Value::String(text) => integer(text),
             _ => None,
         };
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_comes_back_and_is_written_as_upstream_writes_it() {
+    fn a_cursor_is_written_as_upstream_writes_it_and_read_back() {
         let cursor = Cursor {
             ts_epoch: 300,
             run_number: 4,
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn any_other_text_is_rejected() {
         let jsons = [
             "",
             "[]",

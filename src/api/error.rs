@@ -1,12 +1,14 @@
-//! An answer that is not what was asked for: a code, and a reason on one line.
+//! The error answer of a request: a status code, and a reason on one line.
 //!
-//! The body is a JSON string, as upstream's are to the letter, and never holds the database's own text.
+//! The body is a JSON string, as upstream's are. It never contains text from the database.
 
-use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderValue, Response, StatusCode};
+use axum::http::header::{ALLOW, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
 
-/// What to answer instead.
+use super::json;
+
+/// Why a request is not answered with what it asks for.
 #[derive(Debug)]
 pub(super) struct ApiError {
     code: StatusCode,
@@ -23,35 +25,35 @@ impl ApiError {
         }
     }
 
-    /// The request is at fault.
-    pub(super) fn bad(reason: impl Into<String>) -> Self {
+    /// 400: the request is invalid.
+    pub(super) fn bad_request(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, reason)
     }
 
-    /// There is no such thing.
-    pub(super) fn absent(reason: impl Into<String>) -> Self {
+    /// 404: the path, or the run that it names, does not exist.
+    pub(super) fn not_found(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, reason)
     }
 
-    /// Only GET is served.
-    pub(super) fn method() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here")
+    /// 405: every route supports only GET.
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported")
     }
 
-    /// The path or query is longer than is read.
-    pub(super) fn long(what: &str, limit: usize) -> Self {
+    /// 414: the path or the query exceeds its limit.
+    pub(super) fn too_long(what: &str, limit: usize) -> Self {
         Self::new(
             StatusCode::URI_TOO_LONG,
             format!("the {what} is longer than {limit} bytes"),
         )
     }
 
-    /// It cannot be told now.
+    /// 503: the database cannot answer the request now.
     pub(super) fn unavailable(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
     }
 
-    /// Too many ask at once.
+    /// 503 with `Retry-After`: the limit on concurrent reads is reached.
     pub(super) fn busy() -> Self {
         Self {
             retry_after: true,
@@ -60,23 +62,22 @@ impl ApiError {
     }
 }
 
-impl From<ApiError> for Response<Body> {
-    fn from(problem: ApiError) -> Self {
-        let mut response = Response::new(Body::from(ascii_json(&problem.reason)));
-        *response.status_mut() = problem.code;
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = json(ascii_json(&self.reason));
+        *response.status_mut() = self.code;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if problem.code == StatusCode::METHOD_NOT_ALLOWED {
+        if self.code == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET"));
         }
-        if problem.retry_after {
+        if self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
 }
 
-/// A JSON string in ASCII. Clients show the text of an error as it came, escapes and all, and upstream
+/// A JSON string in ASCII, as upstream writes it: clients print an error's body as it is, with its
 /// escapes.
 fn ascii_json(text: &str) -> String {
     let json = serde_json::to_string(text).expect("a string is JSON");
@@ -98,7 +99,7 @@ mod tests {
     use super::ascii_json;
 
     #[test]
-    fn reasons_are_ascii_and_the_same_text() {
+    fn reasons_are_written_in_ascii_and_read_back_unchanged() {
         assert_eq!(ascii_json("say \"no\""), r#""say \"no\"""#);
         assert_eq!(ascii_json("Ü \u{1f642}"), r#""\u00dc \ud83d\ude42""#);
         let read: String = serde_json::from_str(&ascii_json("Ü \u{1f642}\n")).expect("JSON");

@@ -1,152 +1,18 @@
-//! The grammar of filters: `field[:operator]=value,value`, as upstream reads it.
+//! The grammar of filters: `field[:operator]=value,value`, as upstream parses it.
 //!
-//! A comma is OR, a repeated key is AND, `null` is `IS NULL`; unknown fields and unknown `_` keys
-//! are ignored. What upstream would answer with an error of its database, or with a list that the
-//! filter silently did not reach, is refused here with a reason.
+//! A comma is OR, a repeated key is AND, and `null` is `IS NULL`. Unknown fields and unknown `_` keys
+//! are ignored. Filters for which upstream returns a database error or silently a wrong list are
+//! rejected here with a reason. Values become parameters of a statement, never text of it.
+
+mod field;
+mod statuses;
 
 use super::error::ApiError;
 use super::params::{MAX_VALUES, Params, integer};
-use crate::status::Status;
+pub(super) use field::{Field, Kind, Operator};
+pub(super) use statuses::Statuses;
 
-/// What runs can be filtered by, besides `_tags`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Field {
-    FlowId,
-    RunNumber,
-    RunId,
-    UserName,
-    TsEpoch,
-    LastHeartbeatTs,
-    Tags,
-    SystemTags,
-    User,
-    Status,
-}
-
-/// How values of a field are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Text,
-    Integer,
-    Json,
-    Status,
-}
-
-impl Field {
-    pub(super) const ALL: [Self; 10] = [
-        Self::FlowId,
-        Self::RunNumber,
-        Self::RunId,
-        Self::UserName,
-        Self::TsEpoch,
-        Self::LastHeartbeatTs,
-        Self::Tags,
-        Self::SystemTags,
-        Self::User,
-        Self::Status,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::FlowId => "flow_id",
-            Self::RunNumber => "run_number",
-            Self::RunId => "run_id",
-            Self::UserName => "user_name",
-            Self::TsEpoch => "ts_epoch",
-            Self::LastHeartbeatTs => "last_heartbeat_ts",
-            Self::Tags => "tags",
-            Self::SystemTags => "system_tags",
-            Self::User => "user",
-            Self::Status => "status",
-        }
-    }
-
-    pub(super) fn kind(self) -> Kind {
-        match self {
-            Self::FlowId | Self::RunId | Self::UserName | Self::User => Kind::Text,
-            Self::RunNumber | Self::TsEpoch | Self::LastHeartbeatTs => Kind::Integer,
-            Self::Tags | Self::SystemTags => Kind::Json,
-            Self::Status => Kind::Status,
-        }
-    }
-
-    fn find(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|field| field.name() == name)
-    }
-}
-
-/// How a field is compared with a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
-    Eq,
-    Ne,
-    Lt,
-    Le,
-    Gt,
-    Ge,
-    Contains,
-    StartsWith,
-    EndsWith,
-    Like,
-    Is,
-}
-
-impl Operator {
-    pub(super) const ALL: [Self; 11] = [
-        Self::Eq,
-        Self::Ne,
-        Self::Lt,
-        Self::Le,
-        Self::Gt,
-        Self::Ge,
-        Self::Contains,
-        Self::StartsWith,
-        Self::EndsWith,
-        Self::Like,
-        Self::Is,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Eq => "eq",
-            Self::Ne => "ne",
-            Self::Lt => "lt",
-            Self::Le => "le",
-            Self::Gt => "gt",
-            Self::Ge => "ge",
-            Self::Contains => "co",
-            Self::StartsWith => "sw",
-            Self::EndsWith => "ew",
-            Self::Like => "li",
-            Self::Is => "is",
-        }
-    }
-
-    /// True for those that compare by an ILIKE pattern.
-    pub(super) fn is_pattern(self) -> bool {
-        matches!(
-            self,
-            Self::Contains | Self::StartsWith | Self::EndsWith | Self::Like
-        )
-    }
-
-    /// Whether a field can be compared so.
-    pub(super) fn fits(self, kind: Kind) -> bool {
-        match kind {
-            Kind::Text => true,
-            Kind::Integer | Kind::Json => !self.is_pattern(),
-            Kind::Status => self.is_pattern() || matches!(self, Self::Eq | Self::Ne | Self::Is),
-        }
-    }
-
-    fn find(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|operator| operator.name() == name)
-    }
-}
-
-/// How a run's own and system tags, taken together, are compared with the wanted ones.
+/// The comparison of a run's tags and system tags, combined, with the given ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TagOperator {
     All,
@@ -155,18 +21,18 @@ pub(super) enum TagOperator {
     LikeAll,
 }
 
-/// The values of a clause, `null` left out.
+/// The values of a clause, without `null`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Values {
-    /// Also JSON, which the database reads from text.
+    /// Also JSON, which the database parses.
     Text(Vec<String>),
     Integers(Vec<i64>),
 }
 
-/// One condition; all of a request hold together.
+/// One condition. A run must meet all conditions of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Clause {
-    /// One of the values, or null where that is wanted too.
+    /// The field matches one of the values, or is null if that is allowed.
     Field {
         field: Field,
         operator: Operator,
@@ -176,54 +42,20 @@ pub(super) enum Clause {
     Tags(TagOperator, Vec<String>),
 }
 
-/// Some of the three statuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Statuses([bool; 3]);
-
-impl Statuses {
-    const ALL: Self = Self([true; 3]);
-    const NONE: Self = Self([false; 3]);
-
-    fn is(wanted: Status) -> Self {
-        Self(Status::ALL.map(|status| status == wanted))
-    }
-
-    fn or(self, other: Self) -> Self {
-        Self(std::array::from_fn(|at| self.0[at] || other.0[at]))
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self(std::array::from_fn(|at| self.0[at] && other.0[at]))
-    }
-
-    fn not(self) -> Self {
-        Self(self.0.map(|wanted| !wanted))
-    }
-
-    /// Those that are wanted, each once, in a fixed order.
-    pub(super) fn list(self) -> Vec<Status> {
-        Status::ALL
-            .into_iter()
-            .zip(self.0)
-            .filter_map(|(status, wanted)| wanted.then_some(status))
-            .collect()
-    }
-}
-
-/// What a request wants of the runs.
+/// The filter of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Filter {
-    /// None where the request does not filter on status.
+    /// None if the request does not filter on status.
     pub(super) statuses: Option<Statuses>,
-    /// Everything else.
+    /// The conditions on other fields.
     pub(super) clauses: Vec<Clause>,
 }
 
 impl Filter {
-    /// Reads the filters among the parameters.
+    /// Reads the filter from the parameters, and ignores all others.
     pub(super) fn read(params: &Params) -> Result<Self, ApiError> {
         let mut filter = Self::default();
-        // Repeating `status=` is OR; any other status condition narrows.
+        // A repeated `status=` is OR. Any other condition on status is AND.
         let mut equal = None;
         let mut narrowed = None;
         let mut count = 0;
@@ -243,7 +75,7 @@ impl Filter {
                     filter.clauses.push(clause(field, operator, &values)?);
                     continue;
                 }
-                let wanted = statuses(operator, &values)?;
+                let wanted = Statuses::read(operator, &values)?;
                 if operator == Operator::Eq {
                     equal = Some(equal.map_or(wanted, |so_far: Statuses| so_far.or(wanted)));
                 } else {
@@ -252,8 +84,8 @@ impl Filter {
             }
         }
         if count > MAX_VALUES {
-            return Err(ApiError::bad(format!(
-                "too many filter values: at most {MAX_VALUES} are read"
+            return Err(ApiError::bad_request(format!(
+                "too many filter values: the limit is {MAX_VALUES}"
             )));
         }
         filter.statuses = match (equal, narrowed) {
@@ -263,7 +95,7 @@ impl Filter {
         Ok(filter)
     }
 
-    /// True where every run passes.
+    /// Whether every run matches.
     pub(super) fn is_empty(&self) -> bool {
         self.statuses.is_none() && self.clauses.is_empty()
     }
@@ -274,14 +106,14 @@ fn known_operator(field: Field, name: Option<&str>) -> Result<Operator, ApiError
     Operator::find(name)
         .filter(|operator| operator.fits(field.kind()))
         .ok_or_else(|| {
-            ApiError::bad(format!(
+            ApiError::bad_request(format!(
                 "unsupported operator '{name}' for field '{}'",
                 field.name()
             ))
         })
 }
 
-/// An unknown operator means `all`, as upstream takes it.
+/// An unknown operator means `all`, as it does for upstream.
 fn tags(operator: Option<&str>, values: &[&str]) -> Clause {
     let operator = match operator {
         Some("any") => TagOperator::Any,
@@ -294,27 +126,6 @@ fn tags(operator: Option<&str>, values: &[&str]) -> Clause {
         _ => (*value).to_owned(),
     });
     Clause::Tags(operator, owned.collect())
-}
-
-/// The statuses that any of the values allows. The values of patterns are whole statuses, so a
-/// pattern can match no other.
-fn statuses(operator: Operator, values: &[&str]) -> Result<Statuses, ApiError> {
-    let mut wanted = Statuses::NONE;
-    for value in values {
-        if *value == "null" {
-            continue; // No run has no status.
-        }
-        let status = Status::ALL
-            .into_iter()
-            .find(|status| status.as_str() == *value)
-            .ok_or_else(|| ApiError::bad(format!("unsupported status filter: {value}")))?;
-        wanted = wanted.or(match operator {
-            Operator::Is => return Err(only_null(Field::Status, value)),
-            Operator::Ne => Statuses::is(status).not(),
-            _ => Statuses::is(status),
-        });
-    }
-    Ok(wanted)
 }
 
 fn clause(field: Field, operator: Operator, texts: &[&str]) -> Result<Clause, ApiError> {
@@ -346,8 +157,9 @@ fn whole(field: Field, operator: Operator, text: &str) -> Result<i64, ApiError> 
         Field::RunNumber => "expected integer",
         _ => "expected integer epoch milliseconds",
     };
-    let value = integer(text)
-        .ok_or_else(|| ApiError::bad(format!("invalid {}: {unit}, got '{text}'", field.name())))?;
+    let value = integer(text).ok_or_else(|| {
+        ApiError::bad_request(format!("invalid {}: {unit}, got '{text}'", field.name()))
+    })?;
     if operator == Operator::Is {
         return Err(only_null(field, text));
     }
@@ -359,7 +171,7 @@ fn text_value(field: Field, operator: Operator, text: &str) -> Result<String, Ap
         return Err(only_null(field, text));
     }
     if field.kind() == Kind::Json && serde_json::from_str::<serde::de::IgnoredAny>(text).is_err() {
-        return Err(ApiError::bad(format!(
+        return Err(ApiError::bad_request(format!(
             "invalid {}: expected JSON, got '{text}'",
             field.name()
         )));
@@ -373,12 +185,12 @@ fn text_value(field: Field, operator: Operator, text: &str) -> Result<String, Ap
     })
 }
 
-/// A pattern that ends in the middle of an escape is an error of the database, though only once it
-/// meets a row that gets so far.
+/// Rejects a pattern that ends within an escape. For PostgreSQL it is an error too, but only if a row
+/// matches up to that point.
 fn whole_pattern(pattern: String) -> Result<String, ApiError> {
     let backslashes = pattern.bytes().rev().take_while(|byte| *byte == b'\\');
     if backslashes.count() % 2 == 1 {
-        return Err(ApiError::bad(
+        return Err(ApiError::bad_request(
             "invalid pattern: it ends with the escape character '\\'",
         ));
     }
@@ -386,7 +198,7 @@ fn whole_pattern(pattern: String) -> Result<String, ApiError> {
 }
 
 fn only_null(field: Field, value: &str) -> ApiError {
-    ApiError::bad(format!(
+    ApiError::bad_request(format!(
         "invalid {}: the operator 'is' takes null, got '{value}'",
         field.name()
     ))
@@ -395,6 +207,7 @@ fn only_null(field: Field, value: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::Status;
 
     fn read(query: &str) -> Result<Filter, ApiError> {
         Filter::read(&Params::read(query).expect("decodes"))
@@ -406,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_add_up() {
+    fn status_conditions_are_combined() {
         let cases: [(&str, Option<&[&str]>); 14] = [
             ("", None),
             ("user=x", None),
@@ -441,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_upstreams_database_would_choke_on_is_refused() {
+    fn filters_that_upstreams_database_rejects_are_rejected() {
         for query in [
             "status",
             "status:=failed",

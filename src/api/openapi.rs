@@ -1,25 +1,23 @@
-//! `/openapi.json`: the API described for machines, generated from what the handlers read.
+//! `/openapi.json`: the OpenAPI description, generated from the same lists that the handlers use.
 
-use axum::body::Body;
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, Response};
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::filter::{Field, Kind, Operator};
+use super::listing::{DEFAULT_LIMIT, MAX_LIMIT};
 use super::params::{MAX_PARAMS, MAX_QUERY, MAX_VALUES};
-use super::runs::{DEFAULT_LIMIT, MAX_LIMIT};
+use super::{Api, OPENAPI, RUN_STATUS, RUNS};
 use crate::status::Status;
 
-/// Answers.
-pub(super) fn answer(document: &str) -> Response<Body> {
-    let mut response = Response::new(Body::from(document.to_owned()));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+/// Answers with the description.
+pub(super) async fn answer(State(api): State<Arc<Api>>) -> Response {
+    super::json(api.openapi.clone())
 }
 
-/// The description, as JSON.
+/// The description as JSON.
 pub(super) fn document(prefix: &str) -> String {
     let server = if prefix.is_empty() { "/" } else { prefix };
     let document = json!({
@@ -28,22 +26,22 @@ pub(super) fn document(prefix: &str) -> String {
             "title": "status-indexer read API",
             "version": env!("CARGO_PKG_VERSION"),
             "description": format!(
-                "The runs of a Metaflow flow, filtered by status among others, in the form of the metadata service. \
-                 A query may have {MAX_QUERY} bytes, {MAX_PARAMS} parameters and {MAX_VALUES} filter values. \
-                 Unknown parameters are ignored. Every error is a JSON string of one line."
+                "The runs of a Metaflow flow, filtered by status and other fields, in the metadata service's format. \
+                 A query has at most {MAX_QUERY} bytes, {MAX_PARAMS} parameters and {MAX_VALUES} filter values. \
+                 Unknown parameters are ignored. The body of an error is a JSON string of one line."
             ),
         },
         "servers": [{ "url": server }],
         "paths": {
-            "/flows/{flow_id}/runs": { "get": runs() },
-            "/flows/{flow_id}/runs/{run}/status": { "get": run_status() },
-            "/openapi.json": { "get": {
+            RUNS: { "get": runs() },
+            RUN_STATUS: { "get": run_status() },
+            OPENAPI: { "get": {
                 "operationId": "openapi",
                 "summary": "This description",
                 "responses": {
                     "200": { "description": "This description", "content": content(json!({ "type": "object" })) },
-                    "405": problem("A method other than GET"),
-                    "414": problem("The query is too long"),
+                    "405": error("A method other than GET"),
+                    "414": error("The query is too long"),
                 },
             }},
         },
@@ -57,26 +55,26 @@ fn runs() -> Value {
         "operationId": "runs",
         "summary": "The runs of a flow, newest first",
         "description": format!(
-            "A page as soon as any filter, `_limit` or `_cursor` is given, otherwise all runs. \
-             A filter is `field:operator=value`, by default with `eq`. A comma between values is OR, a repeated key is AND, \
-             except that a repeated `status` is OR; the value `null` means that there is none. Only pages by `_cursor` are stable \
-             while runs change. A page has {DEFAULT_LIMIT} runs unless `_limit` says otherwise, and at most {MAX_LIMIT}."
+            "Returns a page if any filter, `_limit` or `_cursor` is given, otherwise all runs. \
+             A filter is `field:operator=value`; the default operator is `eq`. A comma between values is OR, a repeated key is AND, \
+             but a repeated `status` is OR. The value `null` matches a field without a value. Only pages by `_cursor` are stable \
+             while runs change. A page has up to {DEFAULT_LIMIT} runs by default and up to {MAX_LIMIT} with `_limit`."
         ),
         "parameters": parameters(),
         "responses": {
             "200": {
-                "description": "The runs; of an unknown flow, none",
+                "description": "The runs; an empty array for an unknown flow",
                 "headers": {
                     "METADATA_SERVICE_VERSION": { "schema": { "type": "string" } },
-                    "X-Limit": { "description": "On a page: at most so many runs", "schema": { "type": "integer" } },
-                    "X-Next-Cursor": { "description": "On a page: `_cursor` of the next one, if there is one", "schema": { "type": "string" } },
+                    "X-Limit": { "description": "Pages only: the largest number of runs", "schema": { "type": "integer" } },
+                    "X-Next-Cursor": { "description": "Pages only: the `_cursor` of the next page, if there is one", "schema": { "type": "string" } },
                 },
                 "content": content(json!({ "type": "array", "items": { "$ref": "#/components/schemas/Run" } })),
             },
-            "400": problem("A filter, limit, offset or cursor that cannot be read, or bad percent-encoding"),
-            "405": problem("A method other than GET"),
-            "414": problem("The query is too long"),
-            "503": unavailable("The database does not answer or is busy, or statuses cannot be told yet"),
+            "400": error("Invalid filter, limit, offset or cursor, or malformed percent-encoding"),
+            "405": error("A method other than GET"),
+            "414": error("The query is too long"),
+            "503": unavailable("The database does not answer or is busy, or the query filters on status while the column is not valid"),
         },
     })
 }
@@ -84,21 +82,21 @@ fn runs() -> Value {
 fn run_status() -> Value {
     json!({
         "operationId": "run_status",
-        "summary": "Why a run has its status, judged at this moment",
+        "summary": "Why a run has its status, evaluated now",
         "parameters": [
             path("flow_id", "The flow's name"),
-            path("run", "The run's number, or its own id"),
+            path("run", "The run's number or its `run_id`"),
         ],
         "responses": {
             "200": {
-                "description": "What `status-indexer explain --json` says",
+                "description": "The output of `status-indexer explain --json`",
                 "headers": { "METADATA_SERVICE_VERSION": { "schema": { "type": "string" } } },
                 "content": content(json!({ "$ref": "#/components/schemas/Explanation" })),
             },
-            "400": problem("Bad percent-encoding"),
-            "404": problem("There is no such run"),
-            "405": problem("A method other than GET"),
-            "414": problem("The query is too long"),
+            "400": error("Malformed percent-encoding"),
+            "404": error("The run does not exist"),
+            "405": error("A method other than GET"),
+            "414": error("The query is too long"),
             "503": unavailable("The database does not answer or is busy"),
         },
     })
@@ -121,15 +119,15 @@ fn query(name: &str, description: &str, example: &str) -> Value {
 fn parameters() -> Vec<Value> {
     let mut all = vec![
         path("flow_id", "The flow's name"),
-        query("_limit", "Runs of a page", "10"),
+        query("_limit", "The largest number of runs of a page", "10"),
         query(
             "_cursor",
-            "`X-Next-Cursor` of the page before",
+            "`X-Next-Cursor` of the previous page",
             "eyJ0c19lcG9jaCI6IDAsICJydW5fbnVtYmVyIjogMH0=",
         ),
         query(
             "_offset",
-            "Runs to leave out at the beginning; not together with `_cursor`",
+            "Runs to skip; cannot be combined with `_cursor`",
             "1",
         ),
         query(
@@ -149,12 +147,12 @@ fn parameters() -> Vec<Value> {
         ),
         query(
             "_tags:likeany",
-            "Any of these is in the text of its tags",
+            "The text of its tags contains any of these",
             "a,b",
         ),
         query(
             "_tags:likeall",
-            "All of these are in the text of its tags",
+            "The text of its tags contains all of these",
             "a,b",
         ),
     ];
@@ -188,10 +186,10 @@ fn description(operator: Operator) -> &'static str {
         Operator::Le => "Is at most",
         Operator::Gt => "Is greater than",
         Operator::Ge => "Is at least",
-        Operator::Contains => "Contains, whatever the case",
-        Operator::StartsWith => "Starts with, whatever the case",
-        Operator::EndsWith => "Ends with, whatever the case",
-        Operator::Like => "Matches the pattern (`%`, `_`), whatever the case",
+        Operator::Contains => "Contains, ignoring case",
+        Operator::StartsWith => "Starts with, ignoring case",
+        Operator::EndsWith => "Ends with, ignoring case",
+        Operator::Like => "Matches the ILIKE pattern (`%`, `_`)",
         Operator::Is => "Is null",
     }
 }
@@ -213,16 +211,16 @@ fn content(schema: Value) -> Value {
     json!({ "application/json": { "schema": schema } })
 }
 
-fn problem(description: &str) -> Value {
+fn error(description: &str) -> Value {
     json!({ "description": description, "content": content(json!({ "type": "string" })) })
 }
 
 fn unavailable(description: &str) -> Value {
-    let mut problem = problem(description);
-    problem["headers"] = json!({
-        "Retry-After": { "description": "Seconds; where too many requests wait", "schema": { "type": "integer" } },
+    let mut error = error(description);
+    error["headers"] = json!({
+        "Retry-After": { "description": "In seconds; set if too many requests are waiting", "schema": { "type": "integer" } },
     });
-    problem
+    error
 }
 
 fn statuses() -> Value {
@@ -238,7 +236,7 @@ fn run() -> Value {
         "properties": {
             "flow_id": { "type": "string" },
             "run_number": {
-                "description": "The run's own id where it has one, else its number",
+                "description": "The run's `run_id` if it has one, otherwise its number",
                 "oneOf": [{ "type": "string" }, { "type": "integer" }],
             },
             "user_name": { "type": "string", "nullable": true },
@@ -247,7 +245,7 @@ fn run() -> Value {
             "system_tags": tags,
             "last_heartbeat_ts": { "type": "integer", "format": "int64", "nullable": true },
             "status": statuses(),
-            "user": { "type": "string", "description": "The user's name, where the system tags vouch for it" },
+            "user": { "type": "string", "description": "The user's name, if the system tags contain it" },
         },
     })
 }
@@ -263,14 +261,14 @@ fn explanation() -> Value {
             "status": statuses(),
             "reason": { "type": "string", "description": "The rule that decided" },
             "finished_at": { "type": "integer", "nullable": true, "description": "Milliseconds since the epoch" },
-            "stored": { "type": "string", "description": "What the column says" },
+            "stored": { "type": "string", "description": "The stored status" },
             "agrees": { "type": "boolean" },
             "valid": { "type": "boolean" },
             "queued": { "type": "boolean" },
             "evidence": { "type": "object" },
             "cutoff_secs": { "type": "integer" },
-            "at_secs": { "type": "number", "description": "The database's clock" },
-            "next_change_secs": { "type": "number", "nullable": true, "description": "When time alone changes the status" },
+            "at_secs": { "type": "number", "description": "The database's clock, seconds since the epoch" },
+            "next_change_secs": { "type": "number", "nullable": true, "description": "When time alone changes the status, seconds since the epoch" },
             "next_status": { "type": "string", "nullable": true },
         },
     })

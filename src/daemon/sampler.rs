@@ -107,7 +107,10 @@ impl Sampler {
         if valid && !state.obstacles.is_empty() && self.store.invalidate().await.is_ok() {
             valid = false;
         }
-        self.set_valid(valid, "the backfill is not complete");
+        self.set_valid(
+            valid,
+            "the column is not valid: the backfill is not complete",
+        );
     }
 
     /// The state cannot be read.
@@ -116,7 +119,8 @@ impl Sampler {
         if error.remedy() == Remedy::Migrate {
             self.set_valid(
                 false,
-                "objects of the indexer are missing: run `status-indexer migrate up`",
+                "the column is not valid: objects of the indexer are missing, run `status-indexer \
+                 migrate up`",
             );
         }
     }

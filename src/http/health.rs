@@ -1,4 +1,4 @@
-//! `/healthz` tells whether the process lives, `/readyz` whether it is able and believable.
+//! The probes: `/healthz` succeeds while the process runs, `/readyz` while the column can be relied on.
 
 use axum::Json;
 use axum::extract::State;
@@ -12,15 +12,9 @@ pub(super) async fn alive() -> &'static str {
     "alive\n"
 }
 
-/// Says the same as the gauges in `/metrics`, because it reads them.
+/// Reads the metrics, so that both always agree.
 pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
-    let mut missing = Vec::new();
-    if metrics.up.get() == 0 {
-        missing.push("the database does not answer");
-    }
-    if metrics.valid.get() == 0 {
-        missing.push("the column is not to be believed yet: the first pass is not complete");
-    }
+    let missing = metrics.unmet();
     let code = if missing.is_empty() {
         StatusCode::OK
     } else {
@@ -29,6 +23,7 @@ pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
     let body = json!({
         "ready": missing.is_empty(),
         "leader": metrics.leader.get() == 1,
+        "polling": metrics.polling.get() == 1,
         "missing": missing,
     });
     (code, Json(body))

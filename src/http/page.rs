@@ -1,7 +1,7 @@
-//! A page for people at `/`: what the metrics say at this moment, without Prometheus.
+//! The status page at `/`: the current metrics, for people without Prometheus.
 //!
-//! Self-contained and without scripts; it loads itself again every few seconds. Reads the metrics
-//! alone, so that it also answers while the database is away, and says the same as `/metrics`.
+//! Self-contained and without scripts; it reloads every few seconds. It reads the metrics alone, so it
+//! works while the database is unavailable and never differs from `/metrics`.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,12 +11,13 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY};
 use axum::response::{Html, IntoResponse};
 use prometheus::IntGauge;
 
+use super::format::{UNKNOWN, count, duration, escape, lag, time_of_day};
 use crate::metrics::{Lags, Metrics};
 use crate::status::Status;
 
 const STYLE: &str = include_str!("page.css");
 
-/// Nothing is loaded from anywhere.
+/// The page loads nothing from anywhere.
 const POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";
 
@@ -31,6 +32,7 @@ pub(super) async fn show(State(metrics): State<Metrics>) -> impl IntoResponse {
 }
 
 fn render(metrics: &Metrics, now: SystemTime) -> String {
+    let (tone, headline) = headline(metrics);
     format!(
         "<!doctype html>
 <html lang=\"en\">
@@ -38,88 +40,83 @@ fn render(metrics: &Metrics, now: SystemTime) -> String {
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
 <meta name=\"color-scheme\" content=\"light dark\">
 <meta http-equiv=\"refresh\" content=\"3\">
-<title>{title}</title>
+<title>{headline} · status-indexer</title>
 <style>{STYLE}</style>
 <main>
 <header><h1>status-indexer</h1><span>{version}</span></header>
-<p class=\"verdict {tone}\">{verdict}</p>
+<p class=\"headline {tone}\">{headline}</p>
 <section class=\"tiles\">{tiles}</section>
 <section class=\"columns\">
-<div><h2>Work</h2><dl>{work}</dl></div>
-<div><h2>Trust</h2><dl>{trust}</dl></div>
+<div><h2>Pipeline</h2><dl>{pipeline}</dl></div>
+<div><h2>Consistency</h2><dl>{consistency}</dl></div>
 </section>
-<h2>Statuses written</h2>
+<h2>Transitions since start</h2>
 {transitions}
 <footer><a href=\"metrics\">/metrics</a><a href=\"readyz\">/readyz</a><a href=\"healthz\">/healthz</a>\
-<span>as of {clock} UTC, loads itself again every 3 s</span></footer>
+<span>as of {time} UTC, reloads every 3 s</span></footer>
 </main>
 </html>
 ",
-        title = escape(&format!("{} · status-indexer", verdict(metrics).1)),
+        headline = escape(&headline),
         version = escape(env!("CARGO_PKG_VERSION")),
-        tone = verdict(metrics).0,
-        verdict = escape(verdict(metrics).1),
         tiles = tiles(metrics),
-        work = work(metrics),
-        trust = trust(metrics, now),
+        pipeline = pipeline(metrics),
+        consistency = consistency(metrics, now),
         transitions = transitions(metrics),
-        clock = clock(now),
+        time = time_of_day(now),
     )
 }
 
-/// The one sentence that most visitors come for, with its colour.
-fn verdict(metrics: &Metrics) -> (&'static str, &'static str) {
-    if !yes(&metrics.up) {
-        return ("bad", "The database does not answer");
-    }
-    if !yes(&metrics.valid) {
+/// The state in one sentence, with its CSS class.
+fn headline(metrics: &Metrics) -> (&'static str, String) {
+    if !is_set(&metrics.up) {
         return (
-            "wait",
-            "The first pass over all runs is not complete: do not believe the column yet",
+            "bad",
+            "Unavailable: the database does not answer".to_owned(),
         );
     }
-    if yes(&metrics.leader) {
-        (
-            "good",
-            "The column can be believed, and this daemon keeps it true",
-        )
-    } else {
-        ("good", "The column can be believed; this daemon stands by")
+    let unmet = metrics.unmet();
+    if !unmet.is_empty() {
+        let tone = if is_set(&metrics.valid) {
+            "bad"
+        } else {
+            "wait"
+        };
+        return (tone, format!("Not ready: {}", unmet.join("; ")));
     }
+    let text = match (is_set(&metrics.leader), is_set(&metrics.polling)) {
+        (true, false) => "Valid: the column is current and this daemon maintains it",
+        (true, true) => "Valid: the column is current and this daemon maintains it by polling",
+        (false, _) => "Valid: the column is current; this daemon is a follower",
+    };
+    ("good", text.to_owned())
 }
 
 fn tiles(metrics: &Metrics) -> String {
-    let counted = metrics.counted_runs();
     let mut html = String::new();
+    let counted = metrics.counted_runs();
     for status in Status::ALL {
-        let count = counted.iter().find(|(name, _)| name == status.as_str());
-        let value = count.map_or_else(|| "–".to_owned(), |(_, count)| grouped(*count));
-        let hint = match (status, count) {
+        let runs = counted.iter().find(|(name, _)| name == status.as_str());
+        let value = runs.map_or_else(|| UNKNOWN.to_owned(), |(_, runs)| count(whole(*runs)));
+        let hint = match (status, runs) {
             (_, None) => "not counted yet",
-            (Status::Running, _) => "as of the last sweep",
-            _ => "as of the last pass",
+            (Status::Running, _) => "runs, as of the last sweep",
+            _ => "runs, as of the last complete scan",
         };
         tile(&mut html, status.as_str(), &value, hint);
     }
     let events = Lags::of(&metrics.event_lag_seconds);
-    tile(
-        &mut html,
-        "event lag p50",
-        &millis(events.quantile(0.5)),
-        "written to committed",
-    );
-    tile(
-        &mut html,
-        "event lag p99",
-        &millis(events.quantile(0.99)),
-        "since the start",
-    );
+    for (name, q) in [("event lag p50", 0.5), ("event lag p99", 0.99)] {
+        let value = lag(events.quantile(q));
+        tile(&mut html, name, &value, "from write to commit, since start");
+    }
     let sweeps = Lags::of(&metrics.sweep_lag_seconds);
+    let value = lag(sweeps.quantile(0.99));
     tile(
         &mut html,
         "sweep lag p99",
-        &millis(sweeps.quantile(0.99)),
-        "deadline to committed",
+        &value,
+        "from deadline to commit, since start",
     );
     html
 }
@@ -132,74 +129,65 @@ fn tile(html: &mut String, name: &str, value: &str, hint: &str) {
     );
 }
 
-fn work(metrics: &Metrics) -> String {
-    let mut html = String::new();
-    let leads = if yes(&metrics.leader) {
-        "this daemon"
+fn pipeline(metrics: &Metrics) -> String {
+    let role = if is_set(&metrics.leader) {
+        "leader"
     } else {
-        "not this daemon"
+        "follower"
     };
-    row(&mut html, "leader", leads);
-    let listens = if yes(&metrics.listener_connected) {
+    let listener = if is_set(&metrics.listener_connected) {
         "connected"
     } else {
-        "not connected: the queue is polled"
+        "not connected: the worker polls the queue"
     };
-    row(&mut html, "listener", listens);
     let queue = match metrics.queue_depth.get() {
-        0 => "nothing waits".to_owned(),
+        0 => "empty".to_owned(),
         depth => format!(
-            "{depth} waiting, the oldest for {}",
-            millis(seconds(metrics.queue_oldest_age_seconds.get()))
+            "{depth} events, the oldest {}",
+            lag(seconds(metrics.queue_oldest_age_seconds.get()))
         ),
     };
-    row(&mut html, "queue, every 15 s", &queue);
-    row(&mut html, "events", &whole(metrics.events_total.get()));
-    row(
-        &mut html,
-        "notifications",
-        &whole(metrics.notifications_total.get()),
-    );
-    html
+    rows([
+        ("role", role),
+        ("LISTEN connection", listener),
+        ("queue, sampled every 15 s", &queue),
+        ("events processed", &count(metrics.events_total.get())),
+        (
+            "notifications received",
+            &count(metrics.notifications_total.get()),
+        ),
+        (
+            "listener reconnects",
+            &count(metrics.listener_reconnects_total.get()),
+        ),
+    ])
 }
 
-fn trust(metrics: &Metrics, now: SystemTime) -> String {
-    let mut html = String::new();
-    let believable = if yes(&metrics.valid) {
-        "yes"
-    } else {
-        "not yet"
-    };
-    row(&mut html, "believable", believable);
-    let pass = metrics.reconcile_last_pass_timestamp_seconds.get();
-    let ended = seconds(pass).filter(|secs| !secs.is_zero());
-    let ago = ended.and_then(|ended| now.duration_since(UNIX_EPOCH + ended).ok());
-    let last = ago.map_or_else(
+fn consistency(metrics: &Metrics, now: SystemTime) -> String {
+    let valid = if is_set(&metrics.valid) { "yes" } else { "no" };
+    let scanned = seconds(metrics.reconcile_last_pass_timestamp_seconds.get());
+    let age = scanned
+        .filter(|secs| !secs.is_zero())
+        .and_then(|secs| now.duration_since(UNIX_EPOCH + secs).ok());
+    let last_scan = age.map_or_else(
         || "none by this daemon".to_owned(),
-        |ago| format!("{} ago", long(ago)),
+        |age| format!("{} ago", duration(age)),
     );
-    row(&mut html, "last pass", &last);
-    row(
-        &mut html,
-        "runs compared",
-        &whole(metrics.reconciled_total.get()),
-    );
-    row(&mut html, "found adrift", &whole(metrics.counted_drift()));
-    row(
-        &mut html,
-        "malformed evidence",
-        &whole(metrics.invalid_evidence_total.get()),
-    );
-    row(
-        &mut html,
-        "listener reconnects",
-        &whole(metrics.listener_reconnects_total.get()),
-    );
-    html
+    rows([
+        ("column valid", valid),
+        ("last complete scan", &last_scan),
+        ("runs compared", &count(metrics.reconciled_total.get())),
+        ("runs with drift", &count(metrics.counted_drift())),
+        (
+            "invalid evidence",
+            &count(metrics.invalid_evidence_total.get()),
+        ),
+    ])
 }
 
-fn row(html: &mut String, name: &str, value: &str) {
-    let _ = write!(html, "<dt>{}</dt><dd>{}</dd>", escape(name), escape(value));
+fn rows<const N: usize>(rows: [(&str, &str); N]) -> String {
+    rows.map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>", escape(name), escape(value)))
+        .concat()
 }
 
 fn transitions(metrics: &Metrics) -> String {
@@ -208,22 +196,22 @@ fn transitions(metrics: &Metrics) -> String {
         return "<p class=\"none\">None yet.</p>".to_owned();
     }
     let mut html = String::from(
-        "<table><tr><th>from</th><th>to</th><th>because</th><th class=\"n\">times</th></tr>",
+        "<table><tr><th>from</th><th>to</th><th>reason</th><th class=\"n\">count</th></tr>",
     );
-    for ([from, to, reason], count) in &counted {
+    for ([from, to, reason], times) in &counted {
         let _ = write!(
             html,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td></tr>",
             escape(from),
             escape(to),
             escape(&reason.replace('_', " ")),
-            whole(*count)
+            count(*times)
         );
     }
     html + "</table>"
 }
 
-fn yes(gauge: &IntGauge) -> bool {
+fn is_set(gauge: &IntGauge) -> bool {
     gauge.get() == 1
 }
 
@@ -231,70 +219,13 @@ fn seconds(secs: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(secs).ok()
 }
 
-fn millis(lag: Option<Duration>) -> String {
-    match lag {
-        None => "–".to_owned(),
-        Some(lag) if lag < Duration::from_secs(1) => {
-            format!("{:.1} ms", lag.as_secs_f64() * 1000.0)
-        }
-        Some(lag) => long(lag),
-    }
-}
-
-fn long(time: Duration) -> String {
-    match time.as_secs() {
-        secs @ 0..120 => format!("{secs} s"),
-        secs @ 120..7200 => format!("{} min", secs / 60),
-        secs => format!("{} h", secs / 3600),
-    }
-}
-
-fn whole(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a gauge of whole things"
+    reason = "the gauge holds a whole number"
 )]
-fn grouped(count: f64) -> String {
-    whole(count.max(0.0) as u64)
-}
-
-fn clock(now: SystemTime) -> String {
-    let secs = now
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    format!(
-        "{:02}:{:02}:{:02}",
-        secs / 3600 % 24,
-        secs / 60 % 60,
-        secs % 60
-    )
-}
-
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            c => safe.push(c),
-        }
-    }
-    safe
+fn whole(gauge: f64) -> u64 {
+    gauge.max(0.0) as u64
 }
 
 #[cfg(test)]
@@ -315,22 +246,14 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_follows_the_gauges() {
+    fn the_headline_follows_the_gauges() {
         let metrics = Metrics::new();
-        assert_eq!(verdict(&metrics).0, "bad");
+        assert_eq!(headline(&metrics).0, "bad");
         metrics.up.set(1);
-        assert_eq!(verdict(&metrics).0, "wait");
+        assert_eq!(headline(&metrics).0, "wait");
         metrics.valid.set(1);
-        assert_eq!(verdict(&metrics).0, "good");
-    }
-
-    #[test]
-    fn numbers_are_for_reading() {
-        assert_eq!(whole(0), "0");
-        assert_eq!(whole(123), "123");
-        assert_eq!(whole(1_234_567), "1,234,567");
-        assert_eq!(millis(Some(Duration::from_micros(1500))), "1.5 ms");
-        assert_eq!(millis(Some(Duration::from_secs(300))), "5 min");
-        assert_eq!(millis(None), "–");
+        assert!(headline(&metrics).1.contains("follower"));
+        metrics.leader.set(1);
+        assert!(headline(&metrics).1.contains("this daemon maintains it"));
     }
 }

@@ -1,40 +1,45 @@
-//! Grants a role just what `run` needs, and takes back what was granted.
+//! Grants a role exactly the privileges that `run` needs, and revokes them.
 //!
-//! What the role already had on upstream's tables is not ours to take back, so each privilege that
-//! was added is recorded when it is added.
+//! A privilege that the role already had on upstream's objects must survive `migrate down`, so each
+//! one that is added there is recorded in the same transaction, and only those are revoked.
 
 use anyhow::{Context as _, ensure};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use super::query::{exists, query, query_bool, query_opt, transaction};
+use super::render::render;
 use super::tables::Tables;
 use crate::pg::{quote_ident, quote_literal};
 
-/// Privileges on the indexer's own objects and on its column; they go with these. Each object by
-/// its name: writing to the view would be writing to upstream's table, with its owner's rights.
-const OWN: &str = "\
+/// Privileges on the indexer's own objects and its column; dropping these revokes them. Each object
+/// is named, because a write to the view would write to upstream's table as the view's owner.
+const GRANT_OWN: &str = "\
 -- migrate.grant_own
-grant select, insert, update, delete on status_indexer.queue, status_indexer.timers to {role};
-grant select, update on status_indexer.state to {role};
-grant select on status_indexer.schema_history, status_indexer.run_status to {role};
-grant select, update on sequence status_indexer.notify_suppressed_until, status_indexer.leader_heartbeat to {role};
-grant update (run_status) on {runs} to {role};";
+grant select, insert, update, delete on status_indexer.queue, status_indexer.timers to {{role}};
+grant select, update on status_indexer.state to {{role}};
+grant select on status_indexer.schema_history, status_indexer.run_status to {{role}};
+grant select, update on sequence status_indexer.notify_suppressed_until, status_indexer.leader_heartbeat to {{role}};
+grant update (run_status) on {{runs}} to {{role}};
+";
 
-/// What else the role needs: recorded where it was added.
-struct Need {
+/// A privilege that is recorded if it is added: one on an object that `migrate down` keeps.
+struct Privilege {
+    /// The object's name, quoted.
     object: String,
-    privilege: &'static str,
+    /// `USAGE` on a schema, or `SELECT` on a table.
+    name: &'static str,
 }
 
-impl Need {
+impl Privilege {
     fn all(tables: &Tables) -> Vec<Self> {
         let usage = |schema: &str| Self {
             object: quote_ident(schema),
-            privilege: "USAGE",
+            name: "USAGE",
         };
         let select = |object: String| Self {
             object,
-            privilege: "SELECT",
+            name: "SELECT",
         };
         vec![
             usage("status_indexer"),
@@ -45,109 +50,106 @@ impl Need {
         ]
     }
 
-    /// Whether the role can do it already, as owner, by a grant or through another role.
-    async fn is_met(&self, client: &Client, role: &str) -> anyhow::Result<bool> {
-        let sql = if self.privilege == "USAGE" {
-            "-- migrate.has_usage\nselect has_schema_privilege($1::text::name, to_regnamespace($2)::oid, 'usage')"
+    /// Whether the role has it: as owner, by a grant, or through another role.
+    async fn is_held(&self, client: &Client, role: &str) -> anyhow::Result<bool> {
+        const HAS_USAGE: &str = "\
+-- migrate.has_usage
+select has_schema_privilege($1::text::name, to_regnamespace($2)::oid, 'usage')";
+        const HAS_SELECT: &str = "\
+-- migrate.has_select
+select has_table_privilege($1::text::name, to_regclass($2)::oid, 'select')";
+        let sql = if self.name == "USAGE" {
+            HAS_USAGE
         } else {
-            "-- migrate.has_select\nselect has_table_privilege($1::text::name, to_regclass($2)::oid, 'select')"
+            HAS_SELECT
         };
-        let row = client
-            .query_typed_one(sql, &[(&role, Type::TEXT), (&self.object, Type::TEXT)])
-            .await?;
-        Ok(row.get(0))
+        let params = [(&role as _, Type::TEXT), (&self.object as _, Type::TEXT)];
+        query_bool(client, sql, &params).await
     }
 
+    /// The statements that grant it and record the grant.
     fn grant(&self, role: &str) -> String {
-        let grant = statement("grant", self.privilege, &self.object, "to", role);
+        let grant = statement("grant", self.name, &self.object, "to", role);
         format!(
-            "{grant}insert into status_indexer.grants (grantee, object, privilege) values ({}, {}, '{}') on conflict do nothing;\n",
+            "{grant}insert into status_indexer.grants (grantee, object, privilege)
+values ({}, {}, '{}')
+on conflict do nothing;\n",
             quote_literal(role),
             quote_literal(&self.object),
-            self.privilege
+            self.name
         )
     }
 }
 
-/// Grants `role` what the daemon needs.
+/// Grants `role` the privileges that the daemon needs.
 ///
 /// # Errors
-/// If there is no such role, or the grants are refused.
+/// If the role does not exist, or a grant is refused.
 pub(super) async fn grant(client: &Client, tables: &Tables, role: &str) -> anyhow::Result<()> {
-    let known = client
-        .query_typed_opt(
-            "-- migrate.role\nselect from pg_roles where rolname = $1",
-            &[(&role, Type::TEXT)],
-        )
-        .await?;
-    ensure!(known.is_some(), "there is no role {role}: create it first");
-    let mut sql = String::from("begin;\n");
-    sql.push_str(
-        &OWN.replace("{role}", &quote_ident(role))
-            .replace("{runs}", &tables.runs.quoted()),
-    );
-    sql.push('\n');
-    let needs = Need::all(tables);
-    for need in &needs {
-        if !need.is_met(client, role).await? {
-            sql.push_str(&need.grant(role));
+    check_role_exists(client, role).await?;
+    let mut sql = render(GRANT_OWN, tables, &[("role", &quote_ident(role))]);
+    let privileges = Privilege::all(tables);
+    for privilege in &privileges {
+        if !privilege.is_held(client, role).await? {
+            sql.push_str(&privilege.grant(role));
         }
     }
-    sql.push_str("commit;");
-    if let Err(error) = client.batch_execute(&sql).await {
-        let _ = client.batch_execute("rollback").await;
-        return Err(error).with_context(|| format!("cannot grant to {role}"));
-    }
-    // Whoever may not grant is told so by a warning alone.
-    for need in &needs {
+    transaction(client, &sql)
+        .await
+        .with_context(|| format!("cannot grant privileges to the role {role}"))?;
+    // PostgreSQL reports a privilege that the session's role cannot grant by a warning only.
+    for privilege in &privileges {
         ensure!(
-            need.is_met(client, role).await?,
-            "{role} still lacks {} on {}, which this role may not grant: have its owner do it",
-            need.privilege,
-            need.object
+            privilege.is_held(client, role).await?,
+            "the role {role} lacks {} on {}, and the migrating role cannot grant it: ask the owner \
+             of {} to grant it",
+            privilege.name,
+            privilege.object,
+            privilege.object
         );
     }
     Ok(())
 }
 
-/// Takes back what [`grant`] added to objects that are not ours.
+async fn check_role_exists(client: &Client, role: &str) -> anyhow::Result<()> {
+    const ROLE: &str = "\
+-- migrate.role
+select
+  from pg_roles
+ where rolname = $1";
+    let found = query_opt(client, ROLE, &[(&role, Type::TEXT)]).await?;
+    ensure!(
+        found.is_some(),
+        "the role {role} does not exist: create it first"
+    );
+    Ok(())
+}
+
+/// Revokes the privileges that [`grant`] recorded.
 ///
 /// # Errors
 /// If a revoke is refused.
 pub(super) async fn revoke(client: &Client) -> anyhow::Result<()> {
-    let there: bool = client
-        .query_one(
-            "-- migrate.grants_there\nselect to_regclass('status_indexer.grants') is not null",
-            &[],
-        )
-        .await?
-        .get(0);
-    if !there {
-        return Ok(());
-    }
-    let rows = client
-        .query(
-            "-- migrate.granted
+    const GRANTED: &str = "\
+-- migrate.granted
 select g.grantee, g.object, g.privilege
   from status_indexer.grants g
-  join pg_roles r on r.rolname = g.grantee",
-            &[],
-        )
-        .await?;
-    let mut sql = String::from("begin;\n");
-    for row in rows {
-        let (role, object, privilege): (String, String, String) =
-            (row.get(0), row.get(1), row.get(2));
-        sql.push_str(&statement("revoke", &privilege, &object, "from", &role));
+  join pg_roles r on r.rolname = g.grantee";
+    if !exists(client, "status_indexer.grants").await? {
+        return Ok(());
     }
-    sql.push_str("delete from status_indexer.grants;\ncommit;");
-    if let Err(error) = client.batch_execute(&sql).await {
-        let _ = client.batch_execute("rollback").await;
-        return Err(error).context("cannot take back what was granted");
+    let mut sql = String::new();
+    for row in query(client, GRANTED, &[]).await? {
+        let (role, object, privilege) = (row.get(0), row.get(1), row.get(2));
+        sql.push_str(&statement("revoke", privilege, object, "from", role));
     }
-    Ok(())
+    sql.push_str("delete from status_indexer.grants;");
+    transaction(client, &sql)
+        .await
+        .context("cannot revoke the granted privileges")
 }
 
+/// A `grant` or `revoke` statement. `object` is quoted.
 fn statement(verb: &str, privilege: &str, object: &str, preposition: &str, role: &str) -> String {
     let role = quote_ident(role);
     let kind = if privilege == "USAGE" {

@@ -1,36 +1,50 @@
-//! The numbered files of `migrations/`, embedded in the binary.
+//! The steps: the numbered files of `migrations/`, embedded in the binary.
+//!
+//! Owns the catalog of triggers and indexes. Their names are defined only in the files, and read from
+//! there by everything that checks, repairs or removes them.
 
-/// How a migration is run.
+use super::tables::{Table, Tables};
+
+/// How a step is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// With its record in one transaction.
+    /// In one transaction with its record.
     Transaction,
-    /// The same, and again where somebody has dropped one of its triggers.
+    /// In one transaction with its record; again if one of its triggers is missing or replaced.
     Triggers,
-    /// `create index concurrently`, which no transaction can hold. Again where the index is not
-    /// there or not valid.
+    /// By `create index concurrently`, which cannot run in a transaction; again if the index is
+    /// missing or not valid.
     Index,
 }
 
-/// One step up.
+/// One file of `migrations/`.
 #[derive(Debug)]
-pub(super) struct Migration {
+pub(super) struct Step {
     pub(super) version: i32,
     pub(super) name: &'static str,
     pub(super) kind: Kind,
     pub(super) sql: &'static str,
 }
 
-impl Migration {
-    /// The index that a file of an index makes.
+impl Step {
+    /// The name of the index that the file creates, without its schema.
     pub(super) fn index(&self) -> &'static str {
         self.sql
             .lines()
             .find_map(|line| line.strip_prefix("-- migrate: concurrently "))
-            .expect("a file of an index names it")
+            .expect("the first line of an index's file contains its name")
     }
 
-    /// The triggers that a file creates.
+    /// The table on which the file creates its triggers or its index.
+    pub(super) fn table<'t>(&self, tables: &'t Tables) -> &'t Table {
+        if self.sql.contains(RUNS) {
+            &tables.runs
+        } else {
+            &tables.metadata
+        }
+    }
+
+    /// The triggers that the file creates.
     pub(super) fn triggers(&self) -> impl Iterator<Item = Trigger> {
         self.sql.split("\ncreate trigger ").skip(1).map(|rest| {
             let (name, rest) = rest.split_once('\n').expect("a trigger has a name");
@@ -61,7 +75,7 @@ const METADATA: &str = "{{metadata}}";
 #[derive(Debug)]
 pub(super) struct Trigger {
     /// Its name, unique on its table.
-    pub(super) name: &'static str,
+    name: &'static str,
     /// The placeholder of its table.
     table: &'static str,
     /// The function that it executes, with its arguments' types.
@@ -69,9 +83,9 @@ pub(super) struct Trigger {
 }
 
 impl Trigger {
-    /// Removes the trigger. Not in the files: it takes a lock that readers wait for, and creating
-    /// a trigger does not.
-    pub(super) fn drop_statement(&self) -> String {
+    /// The statement that drops the trigger. The files contain none, because dropping a trigger takes
+    /// a lock that blocks readers, and creating one does not.
+    fn drop_statement(&self) -> String {
         format!("drop trigger if exists {} on {};\n", self.name, self.table)
     }
 
@@ -85,24 +99,30 @@ impl Trigger {
     }
 }
 
+/// All triggers.
+pub(super) fn triggers() -> impl Iterator<Item = Trigger> {
+    STEPS.iter().flat_map(Step::triggers)
+}
+
+/// The statements that drop triggers, with placeholders for the tables.
+pub(super) fn drop_triggers(triggers: impl Iterator<Item = Trigger>) -> String {
+    triggers.map(|trigger| trigger.drop_statement()).collect()
+}
+
 /// The list of all triggers that `status_indexer.triggers()` contains.
 pub(super) fn trigger_catalog() -> String {
-    let rows: Vec<String> = MIGRATIONS
-        .iter()
-        .flat_map(|step| step.triggers())
-        .map(|trigger| trigger.catalog_row())
-        .collect();
+    let rows: Vec<String> = triggers().map(|trigger| trigger.catalog_row()).collect();
     rows.join(",\n           ")
 }
 
-/// All indexes, by the files that create them.
-pub(super) fn indexes() -> impl Iterator<Item = &'static Migration> {
-    MIGRATIONS.iter().filter(|step| step.kind == Kind::Index)
+/// The steps that create an index.
+pub(super) fn indexes() -> impl Iterator<Item = &'static Step> {
+    STEPS.iter().filter(|step| step.kind == Kind::Index)
 }
 
-macro_rules! migrations {
+macro_rules! steps {
     ($($version:literal $kind:ident $name:literal),+ $(,)?) => {
-        &[$(Migration {
+        &[$(Step {
             version: $version,
             name: $name,
             kind: Kind::$kind,
@@ -111,8 +131,8 @@ macro_rules! migrations {
     };
 }
 
-/// All steps up, in order. A released file is never changed; a change is a new file.
-pub(super) const MIGRATIONS: &[Migration] = migrations![
+/// All steps, in order. A released file is never changed; a change is a new file.
+pub(super) const STEPS: &[Step] = steps![
     1 Transaction "0001_schema",
     2 Transaction "0002_column",
     3 Transaction "0003_check",
@@ -129,9 +149,12 @@ pub(super) const MIGRATIONS: &[Migration] = migrations![
     14 Index "0014_running_index",
 ];
 
-/// The column, where it is ours.
+/// The version of the step that creates the column.
+pub(super) const COLUMN_VERSION: i32 = 2;
+
+/// Drops the column, if the indexer created it.
 pub(super) const DOWN_COLUMN: &str = include_str!("../../migrations/down/1_column.sql");
 
-/// All that is in the indexer's own schema. With the column in one transaction: until it is done,
-/// the schema's history tells what there is.
+/// Drops all objects in the indexer's own schema. Runs in one transaction with [`DOWN_COLUMN`], so
+/// that the history exists for as long as the column does.
 pub(super) const DOWN_SCHEMA: &str = include_str!("../../migrations/down/2_schema.sql");

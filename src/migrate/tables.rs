@@ -1,29 +1,33 @@
 //! Finds upstream's tables by the names that upstream itself is configured with.
+//!
+//! Every name is looked up in the catalog once; statements contain the name found there, quoted.
 
 use anyhow::{Context as _, ensure};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use crate::pg::{quote_ident, quote_literal};
+use super::query::{query_bool, query_one, query_opt};
+use crate::pg::quote_ident;
 
-/// Names as configured. Upstream uses them unquoted: they fold to lower case unless they carry
-/// quotes of their own, may carry a schema, and are otherwise looked up on the search path.
+/// Names as configured. Upstream inserts them into its SQL without quotes, so a name is folded to
+/// lower case unless it contains quotes, may contain a schema, and is otherwise looked up on the
+/// search path.
 #[derive(Debug, Clone)]
 pub struct TableNames {
     /// `DB_TABLE_NAME_RUNS`.
     pub runs: String,
     /// `DB_TABLE_NAME_METADATA`.
     pub metadata: String,
-    /// `DB_SCHEMA_NAME`; without it, the role's own search path.
+    /// `DB_SCHEMA_NAME`; if none, the role's own search path applies.
     pub schema: Option<String>,
 }
 
 /// A table that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// Its schema, as in the catalogue.
+    /// Its schema, as in the catalog.
     pub schema: String,
-    /// Its name, as in the catalogue.
+    /// Its name, as in the catalog.
     pub name: String,
 }
 
@@ -45,10 +49,10 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Looks the tables up, in the transaction that the caller has open.
+    /// Looks up the tables. The caller has begun a transaction.
     ///
     /// # Errors
-    /// If one is not there, or is no ordinary table.
+    /// If one does not exist, or is not an ordinary table.
     pub async fn find(client: &Client, names: &TableNames) -> anyhow::Result<Self> {
         let path = names
             .schema
@@ -70,10 +74,10 @@ impl Tables {
         Ok(found)
     }
 
-    /// Only an owner can change a table.
+    /// Checks that the role owns the tables: only an owner can alter a table.
     ///
     /// # Errors
-    /// If the role of the session does not own one of them; the message says who does.
+    /// If the session's role does not own one of them; the message names the owner.
     pub(super) async fn check_owned(&self, client: &Client) -> anyhow::Result<()> {
         const OWNED: &str = "\
 -- migrate.check_owned
@@ -81,14 +85,12 @@ select pg_get_userbyid(relowner)::text, current_user::text, pg_has_role(relowner
   from pg_class
  where oid = to_regclass($1)";
         for table in [&self.runs, &self.metadata] {
-            let row = client
-                .query_typed_one(OWNED, &[(&table.quoted(), Type::TEXT)])
-                .await?;
+            let row = query_one(client, OWNED, &[(&table.quoted(), Type::TEXT)]).await?;
             let (owner, role, owned): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
             ensure!(
                 owned,
-                "the role {role} does not own {}: migrate as {owner}, and let `run` be another role \
-                 with --grant-to",
+                "the role {role} does not own {}: migrate as {owner}; for a daemon that runs as \
+                 another role, add --grant-to",
                 table.quoted()
             );
         }
@@ -96,6 +98,7 @@ select pg_get_userbyid(relowner)::text, current_user::text, pg_has_role(relowner
     }
 }
 
+/// Looks up one table. `variable` is the setting that contains its name.
 async fn find(client: &Client, name: &str, variable: &str) -> anyhow::Result<Table> {
     const FIND: &str = "\
 -- migrate.find_table
@@ -103,48 +106,47 @@ select n.nspname::text, c.relname::text, c.relkind = 'r'
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
  where c.oid = to_regclass($1)";
-    let row = client
-        .query_typed_opt(FIND, &[(&name, Type::TEXT)])
+    let row = query_opt(client, FIND, &[(&name, Type::TEXT)])
         .await
-        .with_context(|| format!("{name:?} is no table's name: correct {variable}"))?
+        .with_context(|| format!("cannot look up the table {name:?}: correct {variable}"))?
         .with_context(|| {
             format!(
-                "there is no table {name}: is this the metadata service's database? Other names are \
-                 set with {variable} and DB_SCHEMA_NAME"
+                "the table {name} does not exist: connect to the metadata service's database, or \
+                 set {variable} and DB_SCHEMA_NAME as the metadata service does"
             )
         })?;
     let ordinary: bool = row.get(2);
     ensure!(
         ordinary,
-        "{name} is no ordinary table (a view or a partitioned one cannot be indexed so)"
+        "{name} is not an ordinary table, and views and partitioned tables are not supported: \
+         correct {variable}"
     );
     let table = Table {
         schema: row.get(0),
         name: row.get(1),
     };
-    // The name is put into the bodies of functions, which `$$` ends.
+    // The bodies of functions contain the name, and `$$` ends a body.
     ensure!(
         !table.quoted().contains("$$"),
-        "the name {name} contains $$, which is not supported"
+        "the name {name} contains $$, which is not supported: rename the table or its schema"
     );
     Ok(table)
 }
 
-/// Whether triggers of upstream's UI send a message for every update of the runs' table.
+/// Whether triggers of upstream's UI send a notification for every update of the runs table. `runs`
+/// is the table's full name, quoted.
 ///
 /// # Errors
-/// If the catalogue cannot be read.
+/// If the catalog cannot be read.
 pub async fn upstream_notify_triggers(client: &Client, runs: &str) -> anyhow::Result<bool> {
     // 16 is the bit of UPDATE in tgtype.
-    let sql = format!(
-        "-- migrate.upstream_notify_triggers
+    const NOTIFY_TRIGGERS: &str = "\
+-- migrate.upstream_notify_triggers
 select exists (select
                  from pg_trigger
-                where tgrelid = to_regclass({})
+                where tgrelid = to_regclass($1)
                   and tgname like 'notify\\_ui%'
                   and tgtype & 16 <> 0
-                  and tgenabled <> 'D')",
-        quote_literal(runs)
-    );
-    Ok(client.query_one(&sql, &[]).await?.get(0))
+                  and tgenabled <> 'D')";
+    query_bool(client, NOTIFY_TRIGGERS, &[(&runs, Type::TEXT)]).await
 }

@@ -2,6 +2,7 @@
 //! leaves the rest to the driver.
 
 use super::tls::TlsParams;
+use crate::percent;
 
 /// A malformed connection string. Its text is never in the message, because it may contain a password.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -76,19 +77,9 @@ fn take(tls: &mut TlsParams, key: &str, value: &str) -> bool {
 }
 
 fn percent_decode(text: &str) -> Result<String, DsnError> {
-    const MALFORMED: DsnError = DsnError("a percent escape is malformed");
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let pair = [rest.next().ok_or(MALFORMED)?, rest.next().ok_or(MALFORMED)?];
-            let hex = std::str::from_utf8(&pair).map_err(|_| MALFORMED)?;
-            bytes.push(u8::from_str_radix(hex, 16).map_err(|_| MALFORMED)?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| MALFORMED)
+    percent::decode(text)
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or(DsnError("a percent escape is malformed"))
 }
 
 /// The pairs of a `key=value` string, by the rules of libpq: values may be quoted with `'`, and a

@@ -3,8 +3,8 @@
 //! Serves the command and the read API. Reads only; the database evaluates the run.
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::Client;
 use tokio_postgres::types::{Json, Type};
+use tokio_postgres::{Client, Row};
 
 use crate::error::Error;
 use crate::pg::name_of;
@@ -98,6 +98,14 @@ pub async fn explain(
             statement: name_of(EXPLAIN),
             source,
         })?;
+    decode(&row)
+}
+
+/// Decodes the answer of [`EXPLAIN`]; none where the run does not exist.
+///
+/// # Errors
+/// If the function is of another version.
+pub(crate) fn decode(row: &Row) -> Result<Option<Explanation>, Error> {
     let answer: Option<Json<Explanation>> = row.try_get(0).map_err(|source| Error::Answer {
         statement: name_of(EXPLAIN),
         source: source.into(),

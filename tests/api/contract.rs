@@ -1,10 +1,10 @@
-//! Every row of the contract with readers: what is answered to what.
+//! The contract with readers: each kind of request and its answer.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
-use super::site::{Answer, Site};
+use super::server::{Answer, ApiServer};
 
 /// Five runs, newest first: 5 running, 4 failed, 3 completed (with an id), 2 and 1 failed.
 const ROWS: &str = r#"
@@ -21,10 +21,10 @@ values ('F', 1, 'alice', 100, '["a"]', '["user:alice"]', null, null, 'failed'),
 /// The parameters of a request.
 type Params = &'static [(&'static str, &'static str)];
 
-async fn site() -> Site {
-    let site = Site::new().await;
-    site.sql(ROWS).await;
-    site
+async fn server() -> ApiServer {
+    let server = ApiServer::new().await;
+    server.sql(ROWS).await;
+    server
 }
 
 fn cursor(json: &str) -> String {
@@ -37,9 +37,9 @@ fn says(answer: &Answer, code: u16, body: &str) {
 }
 
 #[tokio::test]
-async fn a_run_has_its_keys_in_order_and_optional_ones_at_the_end() {
-    let site = site().await;
-    let all = site.get("/flows/F/runs").await;
+async fn the_keys_of_a_run_are_ordered_with_optional_ones_at_the_end() {
+    let server = server().await;
+    let all = server.get("/flows/F/runs").await;
     assert!(
         all.text.starts_with(
             r#"[{"flow_id":"F","run_number":5,"user_name":"Tés\"t","ts_epoch":500,"tags":[],"system_tags":["ü"],"last_heartbeat_ts":9},{"flow_id":"F","run_number":4,"user_name":null,"ts_epoch":300,"tags":null,"system_tags":null,"last_heartbeat_ts":7},{"flow_id":"F","run_number":"sched-1","#
@@ -53,7 +53,9 @@ async fn a_run_has_its_keys_in_order_and_optional_ones_at_the_end() {
         "{}",
         all.text
     );
-    let failed = site.runs(&[("status", "failed"), ("user", "alice")]).await;
+    let failed = server
+        .runs(&[("status", "failed"), ("user", "alice")])
+        .await;
     assert!(
         failed
             .text
@@ -64,79 +66,81 @@ async fn a_run_has_its_keys_in_order_and_optional_ones_at_the_end() {
 }
 
 #[tokio::test]
-async fn the_list_is_whole_without_a_filter_and_a_page_with_one() {
-    let site = site().await;
-    let all = site.get("/flows/F/runs?bogus=1&_bogus=2").await;
+async fn the_list_is_complete_without_a_filter_and_paged_with_one() {
+    let server = server().await;
+    let all = server.get("/flows/F/runs?bogus=1&_bogus=2").await;
     assert_eq!(all.numbers(), ["5", "4", "sched-1", "2", "1"]);
     assert_eq!(all.header("x-limit"), None);
     assert_eq!(all.header("content-type"), Some("application/json"));
     assert_eq!(all.header("metadata_service_version"), Some("2.6.1"));
     for query in ["_limit=", "_cursor=", "flow_id=F", "ts_epoch:ge=0"] {
-        let page = site.get(&format!("/flows/F/runs?{query}")).await;
+        let page = server.get(&format!("/flows/F/runs?{query}")).await;
         assert_eq!(page.numbers(), all.numbers(), "{query}");
         assert_eq!(page.header("x-limit"), Some("50"), "{query}");
         assert_eq!(page.header("x-next-cursor"), None, "{query}");
     }
     for (limit, shown) in [("2", "2"), ("500", "500"), ("501", "500"), (" 3 ", "3")] {
-        let page = site.runs(&[("_limit", limit)]).await;
+        let page = server.runs(&[("_limit", limit)]).await;
         assert_eq!(page.header("x-limit"), Some(shown));
     }
-    let none = site.runs(&[("_limit", "0")]).await;
+    let none = server.runs(&[("_limit", "0")]).await;
     assert_eq!(none.numbers(), [""; 0]);
     assert_eq!(none.header("x-next-cursor"), None);
-    assert_eq!(site.get("/flows/Unknown/runs").await.text, "[]");
+    assert_eq!(server.get("/flows/Unknown/runs").await.text, "[]");
     assert_eq!(
-        site.get("/flows/Unknown/runs?status=failed").await.text,
+        server.get("/flows/Unknown/runs?status=failed").await.text,
         "[]"
     );
-    assert_eq!(site.get("/flows/a%2Fb/runs").await.numbers(), ["6"]);
+    assert_eq!(server.get("/flows/a%2Fb/runs").await.numbers(), ["6"]);
 }
 
 #[tokio::test]
-async fn cursors_lead_through_all_pages_and_end() {
-    let site = site().await;
-    let first = site.runs(&[("_limit", "2")]).await;
+async fn cursors_lead_through_all_pages() {
+    let server = server().await;
+    let first = server.runs(&[("_limit", "2")]).await;
     assert_eq!(first.numbers(), ["5", "4"]);
     let next = first.header("x-next-cursor").expect("there is more");
     assert_eq!(next, cursor(r#"{"ts_epoch": 300, "run_number": 4}"#));
-    let second = site.runs(&[("_limit", "2"), ("_cursor", next)]).await;
+    let second = server.runs(&[("_limit", "2"), ("_cursor", next)]).await;
     assert_eq!(second.numbers(), ["sched-1", "2"]);
-    // The number, although the run goes by its id.
-    let next = site.runs(&[("_limit", "3")]).await;
+    // The number, although the run is shown by its id.
+    let next = server.runs(&[("_limit", "3")]).await;
     let next = next.header("x-next-cursor").expect("there is more");
     assert_eq!(next, cursor(r#"{"ts_epoch": 300, "run_number": 3}"#));
-    let last = site.runs(&[("_limit", "2"), ("_cursor", next)]).await;
+    let last = server.runs(&[("_limit", "2"), ("_cursor", next)]).await;
     assert_eq!(last.numbers(), ["2", "1"]);
     assert_eq!(last.header("x-next-cursor"), None);
 }
 
 #[tokio::test]
-async fn an_offset_leaves_out_rows_after_filtering() {
-    let site = site().await;
-    let page = site
+async fn an_offset_skips_rows_after_filtering() {
+    let server = server().await;
+    let page = server
         .runs(&[("status", "failed"), ("_offset", "1"), ("_limit", "1")])
         .await;
     assert_eq!(page.numbers(), ["2"]);
     let next = page.header("x-next-cursor").expect("there is more");
-    let rest = site.runs(&[("status", "failed"), ("_cursor", next)]).await;
+    let rest = server
+        .runs(&[("status", "failed"), ("_cursor", next)])
+        .await;
     assert_eq!(rest.numbers(), ["1"]);
-    let several = site
+    let several = server
         .runs(&[("status", "failed,completed"), ("_offset", "2")])
         .await;
     assert_eq!(several.numbers(), ["2", "1"]);
-    assert_eq!(site.runs(&[("_offset", "3")]).await.numbers(), ["2", "1"]);
+    assert_eq!(server.runs(&[("_offset", "3")]).await.numbers(), ["2", "1"]);
     for far in ["5", "9223372036854775807"] {
-        assert_eq!(site.runs(&[("_offset", far)]).await.numbers(), [""; 0]);
+        assert_eq!(server.runs(&[("_offset", far)]).await.numbers(), [""; 0]);
         let several = [("status:ne", "running"), ("_offset", far)];
-        assert_eq!(site.runs(&several).await.numbers(), [""; 0]);
+        assert_eq!(server.runs(&several).await.numbers(), [""; 0]);
     }
-    let both = site.runs(&[("_offset", "1"), ("_cursor", next)]).await;
-    says(&both, 400, "_offset does not go together with _cursor");
+    let both = server.runs(&[("_offset", "1"), ("_cursor", next)]).await;
+    says(&both, 400, "_offset cannot be combined with _cursor");
 }
 
 #[tokio::test]
-async fn statuses_are_filtered() {
-    let site = site().await;
+async fn runs_are_filtered_by_status() {
+    let server = server().await;
     let cases: [(Params, &[&str]); 14] = [
         (&[("status", "running")], &["5"]),
         (&[("status:eq", "completed")], &["sched-1"]),
@@ -175,13 +179,13 @@ async fn statuses_are_filtered() {
         (&[("status:co", "failed")], &["4", "2", "1"]),
     ];
     for (params, expected) in cases {
-        assert_eq!(site.runs(params).await.numbers(), expected, "{params:?}");
+        assert_eq!(server.runs(params).await.numbers(), expected, "{params:?}");
     }
 }
 
 #[tokio::test]
-async fn other_fields_are_filtered() {
-    let site = site().await;
+async fn runs_are_filtered_by_other_fields() {
+    let server = server().await;
     let cases: [(&str, &str, &[&str]); 33] = [
         ("user_name", "alice", &["2", "1"]),
         ("user_name", "alice,tester", &["sched-1", "2", "1"]),
@@ -222,18 +226,18 @@ async fn other_fields_are_filtered() {
         ("system_tags:ne", r#"["ü"]"#, &["sched-1", "2", "1"]),
     ];
     for (key, value, expected) in cases {
-        let page = site.runs(&[(key, value)]).await;
+        let page = server.runs(&[(key, value)]).await;
         assert_eq!(page.numbers(), expected, "{key}={value}");
     }
-    let both = site
+    let both = server
         .runs(&[("ts_epoch:ge", "200"), ("ts_epoch:le", "300")])
         .await;
     assert_eq!(both.numbers(), ["4", "sched-1", "2"]);
 }
 
 #[tokio::test]
-async fn tags_are_filtered_over_both_kinds() {
-    let site = site().await;
+async fn runs_are_filtered_by_tags_of_both_kinds() {
+    let server = server().await;
     let cases: [(&str, &str, &[&str]); 11] = [
         ("_tags", "a", &["sched-1", "1"]),
         ("_tags", "a,b", &["sched-1"]),
@@ -248,15 +252,15 @@ async fn tags_are_filtered_over_both_kinds() {
         ("_tags:likeany", "", &["5", "sched-1", "2", "1"]),
     ];
     for (key, value, expected) in cases {
-        let page = site.runs(&[(key, value)]).await;
+        let page = server.runs(&[(key, value)]).await;
 
         assert_eq!(page.numbers(), expected, "{key}={value}");
     }
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said() {
-    let site = site().await;
+async fn invalid_requests_return_400_with_a_reason() {
+    let server = server().await;
     let number = "expected a non-negative integer, got";
     let cases = [
         (
@@ -330,14 +334,10 @@ async fn what_is_wrong_is_said() {
         ),
         ("_offset", "-1", format!("invalid _offset: {number} '-1'")),
         ("_offset", "1e3", format!("invalid _offset: {number} '1e3'")),
-        (
-            "user_name",
-            "a\0b",
-            "a NUL byte is in no name and no value".to_owned(),
-        ),
+        ("user_name", "a\0b", "NUL bytes are not allowed".to_owned()),
     ];
     for (key, value, reason) in cases {
-        says(&site.runs(&[(key, value)]).await, 400, &reason);
+        says(&server.runs(&[(key, value)]).await, 400, &reason);
     }
     for json in [
         "{}",
@@ -346,22 +346,22 @@ async fn what_is_wrong_is_said() {
         r#"{"ts_epoch": null, "run_number": 1}"#,
     ] {
         says(
-            &site.runs(&[("_cursor", &cursor(json))]).await,
+            &server.runs(&[("_cursor", &cursor(json))]).await,
             400,
             "Invalid cursor",
         );
     }
-    // Valid JSON, but not for the database's `jsonb`.
-    let escape = site.runs(&[("tags", r#""\u0000""#)]).await;
+    // Valid JSON that `jsonb` refuses.
+    let escape = server.runs(&[("tags", r#""\u0000""#)]).await;
     assert_eq!(escape.code, 400, "{}", escape.text);
 }
 
 #[tokio::test]
-async fn only_get_is_served() {
-    let site = site().await;
+async fn other_methods_than_get_return_405() {
+    let server = server().await;
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "PURGE"] {
         let method = method.parse().expect("a method");
-        let answer = site.request(method, "/flows/F/runs").await;
+        let answer = server.request(method, "/flows/F/runs").await;
         assert_eq!((answer.code, answer.header("allow")), (405, Some("GET")));
     }
     for path in [
@@ -372,16 +372,17 @@ async fn only_get_is_served() {
         "/flows//runs",
         "/flows/F/runs/3",
     ] {
-        let answer = site.get(path).await;
+        let answer = server.get(path).await;
         assert_eq!(answer.code, 404, "{path}");
         assert!(answer.json().is_string());
     }
 }
 
 #[tokio::test]
-async fn a_status_filter_waits_for_the_column_to_be_believable() {
-    let site = site().await;
-    site.sql("update status_indexer.state set valid_since = null")
+async fn a_status_filter_returns_503_until_the_column_is_valid() {
+    let server = server().await;
+    server
+        .sql("update status_indexer.state set valid_since = null")
         .await;
     for query in [
         "status=failed",
@@ -389,26 +390,26 @@ async fn a_status_filter_waits_for_the_column_to_be_believable() {
         "status=null",
         "status=running&user=x",
     ] {
-        let answer = site.get(&format!("/flows/F/runs?{query}")).await;
+        let answer = server.get(&format!("/flows/F/runs?{query}")).await;
         says(
             &answer,
             503,
-            "statuses cannot be told yet: the first pass over all runs is not complete",
+            "statuses are not available yet: the backfill is not complete",
         );
     }
-    assert_eq!(site.get("/flows/F/runs?_limit=1").await.numbers(), ["5"]);
-    assert_eq!(site.get("/flows/F/runs").await.numbers().len(), 5);
+    assert_eq!(server.get("/flows/F/runs?_limit=1").await.numbers(), ["5"]);
+    assert_eq!(server.get("/flows/F/runs").await.numbers().len(), 5);
 }
 
 #[tokio::test]
-async fn one_runs_status_is_explained() {
-    let site = site().await;
+async fn the_status_of_one_run_is_explained() {
+    let server = server().await;
     let insert = "\
 insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, user_name, ts_epoch, tags, system_tags)
 values ('F', 3, 'end', 1, 'attempt_ok', 'True', 'x', 't', 400, '[]', '[]')";
-    site.sql(insert).await;
+    server.sql(insert).await;
     for run in ["3", "sched-1"] {
-        let answer = site.get(&format!("/flows/F/runs/{run}/status")).await;
+        let answer = server.get(&format!("/flows/F/runs/{run}/status")).await;
         assert_eq!(answer.code, 200, "{}", answer.text);
         let said = answer.json();
         assert_eq!(said["status"], "completed");
@@ -417,10 +418,10 @@ values ('F', 3, 'end', 1, 'attempt_ok', 'True', 'x', 't', 400, '[]', '[]')";
         assert_eq!(said["evidence"]["rows"][0]["value"], "True");
         assert_eq!(said["next_status"], json!(null));
     }
-    let gone = site.get("/flows/F/runs/99/status").await;
-    says(&gone, 404, "there is no run 99 of the flow F");
-    assert_eq!(site.get("/flows/Unknown/runs/1/status").await.code, 404);
-    let answer = site
+    let gone = server.get("/flows/F/runs/99/status").await;
+    says(&gone, 404, "run 99 of flow F does not exist");
+    assert_eq!(server.get("/flows/Unknown/runs/1/status").await.code, 404);
+    let answer = server
         .request(reqwest::Method::POST, "/flows/F/runs/3/status")
         .await;
     assert_eq!(answer.code, 405);

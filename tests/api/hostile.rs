@@ -1,10 +1,10 @@
-//! Input that means harm: an answer that says no, and the API lives on.
+//! Hostile input: it is refused, and the API continues to serve.
 
-use super::site::Site;
+use super::server::ApiServer;
 
 #[tokio::test]
-async fn hostile_requests_are_refused_and_do_no_harm() {
-    let site = Site::new().await;
+async fn hostile_requests_are_refused_without_harm() {
+    let server = ApiServer::new().await;
     let long = "x".repeat(20_000);
     let many = "a=1&".repeat(3000);
     let values = format!("user_name={}", "a,".repeat(1001));
@@ -38,9 +38,9 @@ async fn hostile_requests_are_refused_and_do_no_harm() {
     for (path, code) in &cases {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         let shown = &path[..path.len().min(60)];
-        assert_eq!(site.raw(request.as_bytes()).await, Some(*code), "{shown}");
+        assert_eq!(server.raw(request.as_bytes()).await, Some(*code), "{shown}");
     }
-    // Not even HTTP, or more of it than is read: the listener's own refusal, or none.
+    // Not HTTP, or too much of it: the listener refuses by itself, or closes the connection.
     let header = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(600_000));
     let line = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000));
     let bytes: [&[u8]; 5] = [
@@ -51,26 +51,26 @@ async fn hostile_requests_are_refused_and_do_no_harm() {
         line.as_bytes(),
     ];
     for bytes in bytes {
-        let code = site.raw(bytes).await;
+        let code = server.raw(bytes).await;
         assert!(
             code.is_none_or(|code| (400..500).contains(&code)),
             "{code:?}"
         );
     }
-    assert_eq!(site.get("/flows/F/runs").await.text, "[]");
+    assert_eq!(server.get("/flows/F/runs").await.text, "[]");
 }
 
 #[tokio::test]
-async fn values_are_values() {
-    let site = Site::new().await;
-    site.sql(
+async fn values_never_become_sql() {
+    let server = ApiServer::new().await;
+    server.sql(
         "insert into flows_v3 (flow_id, ts_epoch) values ('F', 1), ($$x' or '1'='1$$, 1);
          insert into runs_v3 (flow_id, user_name, ts_epoch) values ('F', $$'; drop table runs_v3; --$$, 1), ($$x' or '1'='1$$, 'u', 2)",
     )
     .await;
     let named = [("user_name", "'; drop table runs_v3; --")];
-    assert_eq!(site.runs(&named).await.numbers(), ["1"]);
-    let flow = site.get("/flows/x'%20or%20'1'='1/runs").await;
+    assert_eq!(server.runs(&named).await.numbers(), ["1"]);
+    let flow = server.get("/flows/x'%20or%20'1'='1/runs").await;
     assert_eq!(flow.numbers(), ["2"]);
     for value in [
         "$1",
@@ -90,7 +90,11 @@ async fn values_are_values() {
             "_tags",
             "_tags:likeall",
         ] {
-            assert_eq!(site.runs(&[(key, value)]).await.code, 200, "{key}={value}");
+            assert_eq!(
+                server.runs(&[(key, value)]).await.code,
+                200,
+                "{key}={value}"
+            );
         }
     }
 }

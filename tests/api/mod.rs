@@ -1,9 +1,9 @@
-//! The read API over real HTTP, on a real database.
+//! The read API over HTTP, on a real database.
 
 mod contract;
 mod hostile;
-mod life;
+mod lifecycle;
 mod openapi;
 mod plans;
 mod property;
-mod site;
+mod server;

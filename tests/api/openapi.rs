@@ -1,4 +1,4 @@
-//! `/openapi.json` says what the handlers do: every path, parameter and code of it is tried.
+//! `/openapi.json` against the handlers: every path, parameter and code of it is tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,8 +7,8 @@ use serde_json::Value;
 use status_indexer::api::Limits;
 use status_indexer::pg::SessionMode;
 
-use super::site::{Answer, LIMITS, Site, unlock};
-use crate::support::wait::eventually_eq;
+use super::server::{Answer, ApiServer, LIMITS, unlock};
+use testkit::wait::eventually_eq;
 
 const ROWS: &str = "\
 insert into flows_v3 (flow_id, user_name, ts_epoch, tags, system_tags)
@@ -16,7 +16,7 @@ values ('F', 't', 1, '[]', '[]');
 insert into runs_v3 (flow_id, run_number, user_name, ts_epoch, tags, system_tags, run_status)
 values ('F', 1, 'u', 1, '[]', '[\"user:u\"]', 'failed'), ('F', 2, 'u', 2, '[]', '[]', 'running');";
 
-/// A small part of JSON schema, enough for this document.
+/// The part of JSON Schema that this document uses.
 fn fits(document: &Value, schema: &Value, value: &Value) -> bool {
     if let Some(name) = schema["$ref"].as_str() {
         let pointer = name.trim_start_matches('#');
@@ -91,15 +91,15 @@ impl Check {
 }
 
 #[tokio::test]
-async fn everything_described_occurs_and_nothing_else() {
+async fn every_described_answer_occurs_and_no_other() {
     let limits = Limits {
         pool_max: 1,
         queue: 0,
         ..LIMITS
     };
-    let site = Site::with(limits, SessionMode::Session).await;
-    site.sql(ROWS).await;
-    let document = site.get("/openapi.json").await.json();
+    let server = ApiServer::with(limits, SessionMode::Session).await;
+    server.sql(ROWS).await;
+    let document = server.get("/openapi.json").await.json();
     let (runs, status, own) = (
         "/flows/{flow_id}/runs",
         "/flows/{flow_id}/runs/{run}/status",
@@ -116,12 +116,12 @@ async fn everything_described_occurs_and_nothing_else() {
     ];
     let long = "x".repeat(17_000);
     for (path, place) in places {
-        check.described(path, &site.get(place).await);
-        let post = site.request(reqwest::Method::POST, place).await;
+        check.described(path, &server.get(place).await);
+        let post = server.request(reqwest::Method::POST, place).await;
         check.described(path, &post);
-        check.described(path, &site.get(&format!("{place}?{long}")).await);
+        check.described(path, &server.get(&format!("{place}?{long}")).await);
     }
-    // Every parameter is read: its example is taken, and where it can be wrong, that is noticed.
+    // Every parameter is read: its example is accepted, and an invalid value is refused.
     let parameters = document["paths"][runs]["get"]["parameters"]
         .as_array()
         .expect("a list");
@@ -131,12 +131,12 @@ async fn everything_described_occurs_and_nothing_else() {
     {
         let name = parameter["name"].as_str().expect("a name");
         let example = parameter["example"].as_str().expect("an example");
-        let answer = site.runs(&[(name, example)]).await;
+        let answer = server.runs(&[(name, example)]).await;
         assert_eq!(answer.code, 200, "{name}={example}: {}", answer.text);
         check.described(runs, &answer);
         let paginated = answer.header("x-limit").is_some();
         assert_eq!(paginated, name != "_offset", "{name}");
-        let wrong = site.runs(&[(&format!("{name}:nonsense"), example)]).await;
+        let wrong = server.runs(&[(&format!("{name}:nonsense"), example)]).await;
         assert_eq!(
             wrong.code == 400,
             !name.starts_with('_'),
@@ -144,11 +144,11 @@ async fn everything_described_occurs_and_nothing_else() {
             wrong.text
         );
     }
-    check.described(runs, &site.get("/flows/F/runs?status=x").await);
-    check.described(runs, &site.get("/flows/F%zz/runs").await);
-    check.described(status, &site.get("/flows/F/runs/%ff/status").await);
-    check.described(status, &site.get("/flows/F/runs/7/status").await);
-    busy(&site, &mut check, runs, status).await;
+    check.described(runs, &server.get("/flows/F/runs?status=x").await);
+    check.described(runs, &server.get("/flows/F%zz/runs").await);
+    check.described(status, &server.get("/flows/F/runs/%ff/status").await);
+    check.described(status, &server.get("/flows/F/runs/7/status").await);
+    busy(&server, &mut check, runs, status).await;
     for (path, item) in document["paths"].as_object().expect("paths") {
         let described: BTreeSet<String> = item["get"]["responses"]
             .as_object()
@@ -160,21 +160,21 @@ async fn everything_described_occurs_and_nothing_else() {
     }
 }
 
-/// 503: one reads, nobody may wait.
-async fn busy(site: &Site, check: &mut Check, runs: &str, status: &str) {
-    let blocker = site.lock().await;
-    let waiting = site.get("/flows/F/runs?status=failed");
+/// A 503: one request reads, and no other may wait.
+async fn busy(server: &ApiServer, check: &mut Check, runs: &str, status: &str) {
+    let blocker = server.lock().await;
+    let waiting = server.get("/flows/F/runs?status=failed");
     let others = async {
         eventually_eq(
             Duration::from_secs(10),
             "one waits for the lock",
             1,
-            async || site.blocked().await,
+            async || server.blocked().await,
         )
         .await;
         let answers = (
-            site.get("/flows/F/runs?status=failed").await,
-            site.get("/flows/F/runs/1/status").await,
+            server.get("/flows/F/runs?status=failed").await,
+            server.get("/flows/F/runs/1/status").await,
         );
         unlock(&blocker).await;
         answers

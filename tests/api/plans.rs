@@ -1,17 +1,17 @@
-//! What pages cost, as the server itself tells of the statements that the API sends.
+//! The cost of pages: the plans of the statements that the API sends, from the log of the server.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::site::Site;
-use crate::support::database::shared;
-use crate::support::wait::eventually_some;
+use super::server::ApiServer;
+use testkit::database::shared;
+use testkit::wait::eventually_some;
 
-/// Blocks that a page may read: its rows may lie in as many, and each range has its descent.
+/// Blocks that a page may read: one per row, and the descent of each index range.
 const BUDGET: i64 = 300;
 
-/// Plans go to the server's log from the next session on.
+/// Logs plans from the next session on.
 const TELL: &str = "\
 do $$
 declare
@@ -27,7 +27,7 @@ begin
 end
 $$";
 
-/// 60,000 runs of one flow. Those of other statuses than completed are few and far down.
+/// 60,000 runs of one flow. Few have another status than completed, and these are old.
 const ROWS: &str = "\
 set session_replication_role = replica;
 insert into flows_v3 (flow_id, user_name, ts_epoch, tags, system_tags)
@@ -41,15 +41,15 @@ update runs_v3 set run_status = 'failed' where run_number in (5, 700, 30000);
 update runs_v3 set run_status = 'running' where run_number between 40000 and 40200;";
 
 /// The plan of the API's last statement on this database.
-async fn last_plan(site: &Site) -> Value {
-    let server = shared().await;
-    let place = format!("] {} ", site.database.name());
+async fn last_plan(server: &ApiServer) -> Value {
+    let postgres = shared().await;
+    let place = format!("] {} ", server.database.name());
     eventually_some(Duration::from_secs(10), "the plan is logged", async || {
-        let log = server.log_tail(2000);
+        let log = postgres.log_tail(2000);
         let mut entries: Vec<String> = Vec::new();
         for line in log.lines() {
             if line.starts_with('\t') {
-                // What the tail begins with may lack its own beginning.
+                // The first line of the tail may be incomplete.
                 if let Some(entry) = entries.last_mut() {
                     entry.push_str(line);
                     entry.push('\n');
@@ -71,7 +71,7 @@ fn blocks(plan: &Value) -> i64 {
     count("Shared Hit Blocks") + count("Shared Read Blocks")
 }
 
-/// The names of nodes, to tell a plan.
+/// The types of a plan's nodes.
 fn nodes(plan: &Value) -> Vec<String> {
     let mut all = vec![plan["Node Type"].to_string()];
     if let Some(name) = plan.get("Index Name") {
@@ -95,9 +95,9 @@ const STATUSES: [&str; 9] = [
     "status=running,completed,failed",
 ];
 
-/// First and deep pages of every combination of statuses, past the tenth execution of each
-/// statement, on statistics of the given moment.
-async fn every_page_is_cheap(site: &Site, when: &str) {
+/// First and deep pages of every combination of statuses, after the tenth execution of each
+/// statement, with the statistics of this moment.
+async fn check_every_page(server: &ApiServer, when: &str) {
     let cursors = [
         None,
         Some(r#"{"ts_epoch": 19000, "run_number": 57000}"#),
@@ -114,9 +114,9 @@ async fn every_page_is_cheap(site: &Site, when: &str) {
             });
             let path = format!("/flows/F/runs?{status}{cursor}");
             for _ in 0..11 {
-                assert_eq!(site.get(&path).await.code, 200);
+                assert_eq!(server.get(&path).await.code, 200);
             }
-            let plan = last_plan(site).await;
+            let plan = last_plan(server).await;
             let blocks = blocks(&plan);
             assert!(
                 blocks <= BUDGET,
@@ -130,26 +130,27 @@ async fn every_page_is_cheap(site: &Site, when: &str) {
 }
 
 #[tokio::test]
-async fn a_page_reads_few_blocks_whatever_the_status_the_depth_and_the_statistics() {
-    let site = Site::with(
+async fn a_page_reads_few_blocks_for_every_status_depth_and_statistics() {
+    let server = ApiServer::with(
         status_indexer::api::Limits {
             // One connection, so that its statements are executed often.
             pool_max: 1,
-            ..super::site::LIMITS
+            ..super::server::LIMITS
         },
         status_indexer::pg::SessionMode::Session,
     )
     .await;
-    site.sql(TELL).await;
-    site.sql("alter table runs_v3 set (autovacuum_enabled = off)")
+    server.sql(TELL).await;
+    server
+        .sql("alter table runs_v3 set (autovacuum_enabled = off)")
         .await;
-    site.sql(ROWS).await;
-    every_page_is_cheap(&site, "never analyzed").await;
-    // The statistics know one flow and one status: nothing seems to be gained by looking for one.
-    site.sql("analyze runs_v3").await;
-    every_page_is_cheap(&site, "one status known").await;
-    site.sql(RARE).await;
-    every_page_is_cheap(&site, "rare statuses not known yet").await;
-    site.sql("vacuum analyze runs_v3").await;
-    every_page_is_cheap(&site, "all known").await;
+    server.sql(ROWS).await;
+    check_every_page(&server, "never analyzed").await;
+    // With statistics of one flow and one status, a condition on these seems to save nothing.
+    server.sql("analyze runs_v3").await;
+    check_every_page(&server, "one status known").await;
+    server.sql(RARE).await;
+    check_every_page(&server, "rare statuses not known yet").await;
+    server.sql("vacuum analyze runs_v3").await;
+    check_every_page(&server, "all known").await;
 }

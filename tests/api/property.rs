@@ -1,28 +1,22 @@
-//! Pages against a plain reading of the same filters, for random runs and random filters.
+//! Pages against a plain query for the same filters, for random runs and random filters.
 //!
-//! The reading is written anew here, in the plainest SQL, with values as literals and without any
-//! paging; a failure prints its seed, which `API_SEED` takes.
+//! The query is written a second time here, in the simplest SQL, with values as literals and without
+//! paging; a failure prints its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use rand::RngExt as _;
 use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
+use testkit::seed::Seed;
 
-use super::site::Site;
+use super::server::ApiServer;
 
 const RUNS: i32 = 160;
 const STATUSES: [&str; 3] = ["running", "completed", "failed"];
 const USERS: [&str; 5] = ["alice", "bob", "Älice", "o'b\\r%_", "x"];
 const TAGS: [&str; 5] = ["a", "b", "user:alice", "user:bob", "q'\"\\u"];
-
-fn seed() -> u64 {
-    match std::env::var("API_SEED") {
-        Ok(text) => text.parse().expect("API_SEED is a number"),
-        Err(_) => rand::random(),
-    }
-}
 
 fn one<'a>(rng: &mut StdRng, of: &[&'a str]) -> &'a str {
     of[rng.random_range(0..of.len())]
@@ -69,7 +63,7 @@ fn insert(rows: &[String]) -> String {
     )
 }
 
-/// A filter: the parameter, and what it means.
+/// A filter: the parameter, and its meaning as an SQL condition.
 struct Wanted {
     key: String,
     value: String,
@@ -188,7 +182,7 @@ fn tags(rng: &mut StdRng) -> Wanted {
     }
 }
 
-/// Status parameters (none, one, several, repeated, `ne`), and what they mean together.
+/// Status parameters (none, one, several, repeated, `ne`), and their combined meaning.
 fn statuses(rng: &mut StdRng) -> Vec<Wanted> {
     let several = |rng: &mut StdRng| {
         let count = rng.random_range(1..4);
@@ -212,7 +206,7 @@ fn statuses(rng: &mut StdRng) -> Vec<Wanted> {
             }]
         }
         2 => {
-            // Repeated: the whole meaning stands with the first.
+            // Repeated: the first one has the combined meaning.
             let values = several(rng);
             let means = format!("run_status in ({})", list(&values));
             values
@@ -240,20 +234,20 @@ fn statuses(rng: &mut StdRng) -> Vec<Wanted> {
     }
 }
 
-async fn fill(site: &Site, rng: &mut StdRng) {
+async fn fill(server: &ApiServer, rng: &mut StdRng) {
     let rows: Vec<String> = (1..=RUNS)
         .map(|number| {
             let ts_epoch = rng.random_range(1000..1020);
             row(rng, number, ts_epoch)
         })
         .collect();
-    site.sql("insert into flows_v3 (flow_id, user_name, ts_epoch, tags, system_tags) values ('F', 't', 1, '[]', '[]'), ('G', 't', 1, '[]', '[]')").await;
-    site.sql(&insert(&rows)).await;
-    site.sql("insert into runs_v3 (flow_id, ts_epoch, tags, system_tags) select 'G', 1000 + i, '[]', '[]' from generate_series(1, 50) i").await;
+    server.sql("insert into flows_v3 (flow_id, user_name, ts_epoch, tags, system_tags) values ('F', 't', 1, '[]', '[]'), ('G', 't', 1, '[]', '[]')").await;
+    server.sql(&insert(&rows)).await;
+    server.sql("insert into runs_v3 (flow_id, ts_epoch, tags, system_tags) select 'G', 1000 + i, '[]', '[]' from generate_series(1, 50) i").await;
 }
 
-/// What a client would see on one page of everything.
-async fn plain_reading(site: &Site, condition: &str, with_status: bool) -> Vec<Value> {
+/// The runs as a client would get them on a single page.
+async fn plain_query(server: &ApiServer, condition: &str, with_status: bool) -> Vec<Value> {
     let status = if with_status {
         "|| jsonb_build_object('status', run_status)"
     } else {
@@ -270,13 +264,13 @@ async fn plain_reading(site: &Site, condition: &str, with_status: bool) -> Vec<V
   where flow_id = 'F' and {condition}
   order by ts_epoch desc, run_number desc"
     );
-    let rows = site.client.query(&sql, &[]).await.expect("valid SQL");
+    let rows = server.client.query(&sql, &[]).await.expect("valid SQL");
     rows.iter().map(|row| row.get(0)).collect()
 }
 
 /// All pages by their cursors; `between` runs after each page.
-async fn walk(
-    site: &Site,
+async fn read_pages(
+    server: &ApiServer,
     params: &[(String, String)],
     limit: usize,
     mut between: impl AsyncFnMut(usize),
@@ -294,7 +288,7 @@ async fn walk(
         if let Some(cursor) = &cursor {
             all.push(("_cursor", cursor));
         }
-        let answer = site.runs(&all).await;
+        let answer = server.runs(&all).await;
         assert_eq!(answer.code, 200, "{}", answer.text);
         let runs = answer.json();
         let runs = runs.as_array().expect("an array");
@@ -313,12 +307,12 @@ async fn walk(
 }
 
 #[tokio::test]
-async fn pages_say_what_a_plain_reading_says() {
-    let seed = seed();
-    println!("API_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
-    let site = Site::new().await;
-    fill(&site, &mut rng).await;
+async fn pages_equal_the_result_of_a_plain_query() {
+    let seed = Seed::from_env();
+    println!("{seed}");
+    let mut rng = seed.generator(0);
+    let server = ApiServer::new().await;
+    fill(&server, &mut rng).await;
     let mut nonempty = 0;
     for case in 0..150 {
         let mut wanted = statuses(&mut rng);
@@ -336,17 +330,17 @@ async fn pages_say_what_a_plain_reading_says() {
             write!(condition, " and {means}").expect("memory takes text");
             params.push((key, value));
         }
-        let expected = plain_reading(&site, &condition, with_status).await;
+        let expected = plain_query(&server, &condition, with_status).await;
         nonempty += usize::from(!expected.is_empty());
         let limit = if rng.random_bool(0.3) {
             rng.random_range(1..8)
         } else {
             rng.random_range(8..200)
         };
-        let seen = walk(&site, &params, limit, async |_| {}).await;
+        let seen = read_pages(&server, &params, limit, async |_| {}).await;
         assert_eq!(
             seen, expected,
-            "API_SEED={seed} case {case}: {params:?}, {limit} a page"
+            "{seed}, case {case}: {params:?}, {limit} a page"
         );
         // The same through offsets, while nothing changes.
         let offset = rng.random_range(0..RUNS);
@@ -357,20 +351,16 @@ async fn pages_say_what_a_plain_reading_says() {
             .iter()
             .map(|(key, value)| (key.as_str(), value.as_str()))
             .collect();
-        let skipped = site.runs(&borrowed).await.json();
+        let skipped = server.runs(&borrowed).await.json();
         let rest: Vec<Value> = expected
             .into_iter()
             .skip(usize::try_from(offset).expect("positive"))
             .collect();
-        assert_eq!(
-            skipped,
-            Value::from(rest),
-            "API_SEED={seed} case {case}: {at:?}"
-        );
+        assert_eq!(skipped, Value::from(rest), "{seed}, case {case}: {at:?}");
     }
     assert!(nonempty > 30, "the filters are not all in vain: {nonempty}");
-    let all = site.get("/flows/F/runs").await.json();
-    assert_eq!(all, Value::from(plain_reading(&site, "true", false).await));
+    let all = server.get("/flows/F/runs").await.json();
+    assert_eq!(all, Value::from(plain_query(&server, "true", false).await));
 }
 
 fn number(run: &Value) -> i64 {
@@ -381,13 +371,13 @@ fn number(run: &Value) -> i64 {
 }
 
 #[tokio::test]
-async fn pages_are_stable_while_runs_come_and_change() {
-    let seed = seed();
-    println!("API_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed);
+async fn pages_are_stable_while_runs_are_inserted_and_changed() {
+    let seed = Seed::from_env();
+    println!("{seed}");
+    let mut rng = seed.generator(0);
     for case in 0..12 {
-        let site = Site::new().await;
-        fill(&site, &mut rng).await;
+        let server = ApiServer::new().await;
+        fill(&server, &mut rng).await;
         let params: Vec<(String, String)> = match case % 4 {
             0 => vec![("status".to_owned(), one(&mut rng, &STATUSES).to_owned())],
             1 => vec![("status:ne".to_owned(), one(&mut rng, &STATUSES).to_owned())],
@@ -404,7 +394,7 @@ async fn pages_are_stable_while_runs_come_and_change() {
             2 => "true".to_owned(),
             _ => "run_status in ('running', 'failed') and user_name <> 'x'".to_owned(),
         };
-        let before: BTreeSet<i64> = plain_reading(&site, &condition, true)
+        let before: BTreeSet<i64> = plain_query(&server, &condition, true)
             .await
             .iter()
             .map(number)
@@ -412,18 +402,18 @@ async fn pages_are_stable_while_runs_come_and_change() {
         let mut touched = BTreeSet::new();
         let mut next = RUNS + 1000;
         let limit = rng.random_range(1..12);
-        let seen = walk(&site, &params, limit, async |_| {
+        let seen = read_pages(&server, &params, limit, async |_| {
             for _ in 0..rng.random_range(0..6) {
                 let run = rng.random_range(1..=RUNS);
                 let status = one(&mut rng, &STATUSES);
-                site.sql(&format!("update runs_v3 set run_status = '{status}' where flow_id = 'F' and run_number = {run}")).await;
+                server.sql(&format!("update runs_v3 set run_status = '{status}' where flow_id = 'F' and run_number = {run}")).await;
                 touched.insert(i64::from(run));
             }
             if rng.random_bool(0.5) {
                 next += 1;
                 let ts_epoch = rng.random_range(995..1025);
                 let new = row(&mut rng, next, ts_epoch);
-                site.sql(&insert(&[new])).await;
+                server.sql(&insert(&[new])).await;
             }
         })
         .await;
@@ -432,22 +422,19 @@ async fn pages_are_stable_while_runs_come_and_change() {
             *times.entry(number(run)).or_default() += 1;
         }
         let twice: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
-        assert!(
-            twice.is_empty(),
-            "API_SEED={seed} case {case}: twice {twice:?}"
-        );
+        assert!(twice.is_empty(), "{seed}, case {case}: twice {twice:?}");
         let skipped: Vec<_> = before
             .difference(&touched)
             .filter(|run| !times.contains_key(run))
             .collect();
         assert!(
             skipped.is_empty(),
-            "API_SEED={seed} case {case}: skipped {skipped:?}"
+            "{seed}, case {case}: skipped {skipped:?}"
         );
         let key = |run: &Value| (run["ts_epoch"].as_i64(), number(run));
         assert!(
             seen.is_sorted_by(|a, b| key(a) > key(b)),
-            "API_SEED={seed} case {case}: the order"
+            "{seed}, case {case}: the order"
         );
     }
 }

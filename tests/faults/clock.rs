@@ -1,24 +1,24 @@
-//! Time that jumps: heartbeats, the cutoff, and the database's clock itself.
+//! Time that changes abruptly: heartbeats, the cutoff, and the clock of the database.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use status_indexer::demo::postgres::{Options, Postgres};
 use tempfile::TempDir;
+use testkit::postgres::{Options, Postgres};
 
 use super::run;
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, connect, shared};
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::eventually;
+use testkit::daemon::Launch;
+use testkit::database::{Database, connect, shared};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::eventually;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 const FIVE_HOURS: i64 = 5 * 3600;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_may_jump_to_anywhere_and_come_back() {
+async fn heartbeats_that_move_out_of_range_and_back_are_followed() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let _daemon = Launch::on(&database)
@@ -42,25 +42,25 @@ async fn a_heartbeat_may_jump_to_anywhere_and_come_back() {
     for _ in &out_of_range {
         ids.push(writer.insert_run("F", Some(now)).await);
     }
-    // Out of range from running, at once for all of them: no trigger tells, a look does.
+    // Out of range while running, for all of them at once: no trigger fires, the sweeper finds them.
     for (id, value) in ids.iter().zip(&out_of_range) {
         run(writer.client(), &set(*id, value)).await;
     }
     for id in &ids {
         eventually_status(&writer, "F", *id, "failed").await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     for id in &ids {
         run(writer.client(), &set(*id, &fresh)).await;
         eventually_status(&writer, "F", *id, "running").await;
     }
-    eventually_right(writer.client()).await;
-    // From one place out of range to another, and home.
+    eventually_no_drift(writer.client()).await;
+    // From out of range on one side to the other side, and back into range.
     run(writer.client(), &set(ids[0], "-1")).await;
     eventually_status(&writer, "F", ids[0], "failed").await;
     for value in &out_of_range {
         run(writer.client(), &set(ids[0], value)).await;
-        eventually_right(writer.client()).await;
+        eventually_no_drift(writer.client()).await;
     }
     let ahead = (now + 100).to_string();
     run(writer.client(), &set(ids[0], &ahead)).await;
@@ -77,18 +77,18 @@ async fn a_heartbeat_may_jump_to_anywhere_and_come_back() {
         let id = writer.insert_run("F", value).await;
         eventually_status(&writer, "F", id, status).await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     let armed: i64 = writer
         .client()
         .query_one("select count(*) from status_indexer.timers", &[])
         .await
         .expect("the timers are there")
         .get(0);
-    assert_eq!(armed, 2, "those ahead of the clock, and no others");
+    assert_eq!(armed, 2, "timers for heartbeats ahead of the clock only");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_cutoff_at_a_restart_is_in_force_for_every_run() {
+async fn a_changed_cutoff_applies_to_every_run_after_a_restart() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
@@ -100,7 +100,7 @@ async fn another_cutoff_at_a_restart_is_in_force_for_every_run() {
     let fresh = writer.insert_run("F", Some(now)).await;
     let done = writer.insert_run("F", Some(now - 100)).await;
     writer.attempt_ok("F", done, "True", now * 1000).await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     assert!(daemon.terminate().await.success());
 
     for (cutoff, expected) in [
@@ -125,20 +125,20 @@ async fn another_cutoff_at_a_restart_is_in_force_for_every_run() {
         for (id, status) in [old, silent, ahead, fresh, done].into_iter().zip(expected) {
             eventually_status(&writer, "F", id, status).await;
         }
-        eventually_right(writer.client()).await;
+        eventually_no_drift(writer.client()).await;
         daemon.ready().await;
         assert!(daemon.terminate().await.success());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_that_nobody_was_told_of_is_kept_under_a_short_cutoff() {
+async fn deadlines_without_an_event_are_kept_under_a_short_cutoff() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let _daemon = Launch::on(&database).arg("--cutoff").arg("8").start().await;
     writer.insert_flow("F").await;
     let now = writer.now_secs().await;
-    // Taken for fresh, so that no event tells of it.
+    // Treated as fresh, so that no trigger enqueues an event.
     let id = writer.insert_run("F", Some(now - 4)).await;
     #[expect(clippy::cast_precision_loss, reason = "seconds of this century")]
     let deadline = (now - 4 + 8) as f64;
@@ -148,13 +148,13 @@ async fn a_deadline_that_nobody_was_told_of_is_kept_under_a_short_cutoff() {
     assert!(late < 4.0, "{late:.3} s after the deadline");
 }
 
-/// A server whose clock is the machine's plus what a file says.
-struct Adrift {
+/// A server whose clock is the machine's plus the offset in a file.
+struct SteppedClock {
     server: Postgres,
     directory: TempDir,
 }
 
-impl Adrift {
+impl SteppedClock {
     async fn start() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path();
@@ -184,19 +184,19 @@ exec {}/postgres \"$@\"
         Self { server, directory }
     }
 
-    /// Sets its clock so many seconds off the machine's.
+    /// Sets the offset of its clock, in seconds.
     async fn step(&self, secs: i64) {
         let offset = self.directory.path().join("offset");
         let other = self.directory.path().join("next");
         write(&other, &format!("{secs:+}"), 0o644);
-        // At once for all of its processes.
+        // Atomically, because all of its processes read the file.
         std::fs::rename(other, offset).expect("both are in one directory");
         let client = connect(&self.server.config("postgres")).await;
-        eventually(PATIENCE, "the server's clock has stepped", async || {
+        eventually(TIMEOUT, "the server's clock has stepped", async || {
             let row = client
                 .query_one("select extract(epoch from clock_timestamp())::bigint", &[])
                 .await
-                .expect("the database tells the time");
+                .expect("the database returns the time");
             let machine = std::time::UNIX_EPOCH.elapsed().expect("it is after 1970");
             let machine = i64::try_from(machine.as_secs()).expect("seconds of this century");
             (row.get::<_, i64>(0) - machine - secs).abs() <= 2
@@ -215,7 +215,7 @@ async fn programs() -> PathBuf {
     PathBuf::from(row.get::<_, &str>(0))
 }
 
-/// The library that lies about the time, as the package `faketime` installs it.
+/// The library that changes the time, as the package `faketime` installs it.
 fn library() -> PathBuf {
     let name = "faketime/libfaketime.so.1";
     let parents = ["/usr/lib", "/usr/lib64", "/usr/local/lib"];
@@ -241,13 +241,13 @@ fn open(path: &Path, mode: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_of_the_databases_clock_is_seen_and_every_status_follows() {
+async fn every_status_follows_a_step_of_the_databases_clock() {
     if !cfg!(target_os = "linux") {
         println!("only Linux lets a library be put under a program that does not ask for it");
         return;
     }
-    let adrift = Adrift::start().await;
-    let database = Database::on(&adrift.server).await;
+    let stepped = SteppedClock::start().await;
+    let database = Database::on(&stepped.server).await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
     let daemon = Launch::on(&database).start().await;
@@ -266,22 +266,22 @@ async fn a_step_of_the_databases_clock_is_seen_and_every_status_follows() {
         (5000, ["failed", "running", "failed", "completed"]),
         (100, ["running", "failed", "failed", "completed"]),
     ] {
-        adrift.step(offset).await;
+        stepped.step(offset).await;
         for (id, status) in [fresh, ahead, silent, done].into_iter().zip(expected) {
             eventually_status(&writer, "F", id, status).await;
         }
-        eventually_right(writer.client()).await;
+        eventually_no_drift(writer.client()).await;
     }
     daemon
         .logged("the step", |line| {
             line["message"].to_string().contains("clock stepped")
         })
         .await;
-    // Events flow as before.
+    // Events are processed as before.
     let now = writer.now_ms().await;
     writer.attempt_ok("F", fresh, "False", now).await;
     eventually_status(&writer, "F", fresh, "failed").await;
     daemon.ready().await;
     assert!(daemon.terminate().await.success());
-    adrift.server.stop().await.expect("it stops");
+    stepped.server.stop().await.expect("it stops");
 }

@@ -1,20 +1,21 @@
-//! The daemon and the server killed without warning, at the worst moment.
+//! The daemon and the server are killed with SIGKILL, at the worst moment.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 
 use super::{drain_is_stuck, named, run, sessions};
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::Database;
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq, within};
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::Database;
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::{eventually, eventually_eq, within};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Kills a daemon whose drain has claimed events and waits for a lock that the test holds.
 async fn kill_between_claim_and_commit(release_at_once: bool) {
@@ -44,7 +45,7 @@ select count(*)
     for id in &ids {
         writer.attempt_ok("F", *id, "True", now).await;
     }
-    eventually(PATIENCE, "a batch is in flight", async || {
+    eventually(TIMEOUT, "a batch is being applied", async || {
         drain_is_stuck(&watcher, "victim").await
     })
     .await;
@@ -54,7 +55,7 @@ select count(*)
     } else {
         killing.await;
     }
-    eventually_eq(PATIENCE, "the dead daemon's sessions end", 0, async || {
+    eventually_eq(TIMEOUT, "the dead daemon's sessions end", 0, async || {
         sessions(&watcher, "victim").await
     })
     .await;
@@ -68,7 +69,7 @@ select count(*)
         "an event is claimed if and only if it is applied"
     );
     if !release_at_once {
-        assert_eq!(super::waiting(&watcher).await, 30);
+        assert_eq!(super::queued(&watcher).await, 30);
         run(&holder, "commit").await;
     }
 
@@ -76,7 +77,7 @@ select count(*)
     for id in ids {
         eventually_status(&writer, "F", id, "completed").await;
     }
-    eventually_right(&watcher).await;
+    eventually_no_drift(&watcher).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,11 +86,12 @@ async fn a_daemon_killed_between_claim_and_commit_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_outlives_its_daemon_is_done_whole_or_not_at_all() {
+async fn a_batch_that_outlives_its_daemon_is_atomic() {
     kill_between_claim_and_commit(true).await;
 }
 
-/// Asks `/healthz` all the time until told to stop; how often, and what it said other than 200.
+/// Requests `/healthz` continuously until stopped; returns the number of requests, and the answers
+/// other than 200.
 async fn watch_health(address: SocketAddr, stop: Arc<AtomicBool>) -> (u32, Vec<String>) {
     let url = format!("http://{address}/healthz");
     let client = reqwest::Client::builder().no_proxy().build();
@@ -111,10 +113,10 @@ async fn readiness(daemon: &Daemon) -> Option<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_killed_under_load_comes_back_with_every_status_right() {
-    let seed = Seed::new();
-    // Durable, so that what a writer was told is committed survives; the daemon's own commits are
-    // asynchronous, and a crash undoes some of them.
+async fn every_status_is_right_after_a_server_crash_under_load() {
+    let seed = Seed::from_env();
+    // Durable, so that the writers' commits survive; the daemon's own commits are asynchronous, and a
+    // crash undoes some of them.
     let options = Options::default()
         .set("fsync", "on")
         .set("full_page_writes", "on");
@@ -124,18 +126,18 @@ async fn a_server_killed_under_load_comes_back_with_every_status_right() {
     let daemon = Launch::on(&database).start().await;
     let stop = Arc::new(AtomicBool::new(false));
     let health = tokio::spawn(watch_health(daemon.address().await, Arc::clone(&stop)));
-    let traffic = Traffic::start(&database.config(), &seed, 4, Duration::from_millis(2));
+    let traffic = RandomWriters::start(&database.config(), &seed, 4, Duration::from_millis(2));
 
     for crash in [true, true, false] {
         let before = traffic.written();
-        eventually(PATIENCE, "there is load", async || {
+        eventually(TIMEOUT, "there is load", async || {
             traffic.written() > before + 400
         })
         .await;
         if crash {
             server.kill9().await.expect("it can be killed");
             eventually_eq(
-                PATIENCE,
+                TIMEOUT,
                 "not ready without a server",
                 Some(503),
                 async || readiness(&daemon).await,
@@ -145,21 +147,21 @@ async fn a_server_killed_under_load_comes_back_with_every_status_right() {
         } else {
             server.restart().await.expect("it stops and starts");
         }
-        eventually_eq(PATIENCE, "ready again", Some(200), async || {
+        eventually_eq(TIMEOUT, "ready again", Some(200), async || {
             readiness(&daemon).await
         })
         .await;
     }
     let before = traffic.written();
-    eventually(PATIENCE, "there is load", async || {
+    eventually(TIMEOUT, "there is load", async || {
         traffic.written() > before + 100
     })
     .await;
     traffic.stop().await;
-    eventually_right(&database.client().await).await;
+    eventually_no_drift(&database.client().await).await;
 
     stop.store(true, Ordering::Relaxed);
-    let (asked, bad) = within(PATIENCE, "the last answer", health)
+    let (asked, bad) = within(TIMEOUT, "the last answer", health)
         .await
         .expect("no panic");
     assert!(asked > 20 && bad.is_empty(), "{asked} answers, {bad:?}");

@@ -1,24 +1,24 @@
-//! Two daemons on one database, and what happens to the one that leads.
+//! Two daemons on one database, and faults of the leader.
 
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
 use super::{drain_is_stuck, leads, named, run, sessions};
-use crate::support::daemon::Daemon;
-use crate::support::database::Database;
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq};
+use testkit::daemon::Daemon;
+use testkit::database::Database;
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::{eventually, eventually_eq};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the design promises after a leader's death.
+/// The promised time for a follower to take over.
 const TAKEN_OVER: Duration = Duration::from_secs(5);
 
 /// A leader named `first` and a follower named `second`.
 async fn pair(database: &Database) -> (Daemon, Daemon) {
     let first = named(database, "first").start().await;
-    eventually(PATIENCE, "the first leads", async || leads(&first).await).await;
+    eventually(TIMEOUT, "the first leads", async || leads(&first).await).await;
     let second = named(database, "second").start().await;
     assert!(!leads(&second).await);
     (first, second)
@@ -40,7 +40,7 @@ select count(*)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_does_the_work_within_five_seconds_of_its_leaders_death() {
+async fn a_follower_takes_over_within_five_seconds_after_its_leader_dies() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let (first, second) = pair(&database).await;
@@ -57,16 +57,16 @@ async fn a_follower_does_the_work_within_five_seconds_of_its_leaders_death() {
     assert!(took < TAKEN_OVER, "taken over after {took:?}");
     assert!(leads(&second).await);
 
-    // In good order it is quicker still, and nobody leads twice.
+    // After an orderly stop the next leader takes over at once, and there is only one.
     let third = named(&database, "third").start().await;
     assert!(!leads(&third).await);
     assert!(second.terminate().await.success());
-    eventually(PATIENCE, "the third leads", async || leads(&third).await).await;
-    eventually_right(writer.client()).await;
+    eventually(TIMEOUT, "the third leads", async || leads(&third).await).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothing_stale() {
+async fn a_leader_frozen_within_a_batch_keeps_no_lock_and_writes_nothing_stale() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let (holder, watcher) = (database.client().await, database.client().await);
@@ -85,7 +85,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
     for id in &ids {
         writer.attempt_ok("F", *id, "True", now).await;
     }
-    eventually(PATIENCE, "a batch is in flight", async || {
+    eventually(TIMEOUT, "a batch is being applied", async || {
         drain_is_stuck(&watcher, "first").await
     })
     .await;
@@ -99,7 +99,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
         async || locks(&watcher, "first").await,
     )
     .await;
-    // The evidence turns while nobody hears of it.
+    // The evidence changes while the leader is frozen.
     for id in &ids {
         writer.attempt_ok("F", *id, "False", now + 1).await;
     }
@@ -119,11 +119,11 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
         })
         .await;
     assert!(!leads(&first).await);
-    eventually_right(&watcher).await;
+    eventually_no_drift(&watcher).await;
     for id in &ids {
         assert_eq!(writer.status("F", *id).await, "failed");
     }
-    // Thawed, it is as good as new.
+    // After the thaw it works again.
     second.kill9().await;
     writer.attempt_ok("F", ids[0], "True", now + 2).await;
     eventually_status(&writer, "F", ids[0], "completed").await;
@@ -131,7 +131,7 @@ async fn a_leader_frozen_in_the_middle_of_a_batch_holds_no_lock_and_writes_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_loses_its_session_leads_again_or_follows() {
+async fn a_leader_that_loses_its_session_is_elected_again_or_follows() {
     const END: &str = "\
 select count(pg_terminate_backend(pid))
   from pg_locks
@@ -148,7 +148,7 @@ select count(pg_terminate_backend(pid))
             .await
             .expect("sessions can be ended")
             .get(0);
-        assert_eq!(ended, 1, "one daemon leads, and no more");
+        assert_eq!(ended, 1, "exactly one daemon leads");
         let now = writer.now_ms().await;
         let id = writer.insert_run("F", Some(now / 1000)).await;
         writer.attempt_ok("F", id, value, now).await;
@@ -158,10 +158,10 @@ select count(pg_terminate_backend(pid))
             "failed"
         };
         eventually_status(&writer, "F", id, status).await;
-        eventually(PATIENCE, "one of the two leads", async || {
+        eventually(TIMEOUT, "one of the two leads", async || {
             leads(&first).await != leads(&second).await
         })
         .await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }

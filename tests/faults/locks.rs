@@ -1,34 +1,34 @@
-//! Rows and tables that others hold, and what the indexer holds itself.
+//! Rows and tables that other sessions lock, and the locks of the indexer itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config};
 
 use super::{named, run};
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, connect};
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::{eventually, within};
+use testkit::daemon::Launch;
+use testkit::database::{Database, connect};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::{eventually, within};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the row is held: long enough for every timeout of the indexer to pass several times.
+/// How long the row is locked: several times each timeout of the indexer.
 const HELD: Duration = Duration::from_secs(6);
 
-/// A server that writes to its log whoever waits for a lock for more than 200 ms, which is the
-/// longest that the indexer may hold anybody up. Still above the lock timeout of the indexer.
-async fn watchful_server() -> Postgres {
+/// A server that logs lock waits of more than 200 ms, the longest wait that the indexer may cause;
+/// it is above the lock timeout of the indexer.
+async fn server_that_logs_lock_waits() -> Postgres {
     let options = Options::default()
         .set("log_lock_waits", "on")
         .set("deadlock_timeout", "200ms");
     Postgres::start(options).await.expect("a server of our own")
 }
 
-/// What the server has to say of waits of sessions of this name.
+/// The lock waits that the server has logged for sessions of this name.
 fn long_waits(server: &Postgres, name: &str) -> Vec<String> {
     let log = server.log_tail(usize::MAX);
     let of_name = format!(" {name} ");
@@ -38,15 +38,15 @@ fn long_waits(server: &Postgres, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Something done again and again until told to stop.
-struct Storm {
+/// Transactions that are repeated until stopped.
+struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     task: JoinHandle<Duration>,
 }
 
-impl Storm {
-    /// Repeats it on a connection of that name; keeps the longest time that one took.
+impl Load {
+    /// Repeats one on a connection of that name; keeps the longest duration.
     fn start<D, F>(config: &Config, name: &str, deed: D) -> Self
     where
         D: Fn(Arc<Client>, u64) -> F + Send + 'static,
@@ -77,24 +77,24 @@ impl Storm {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Ends it; how often it was done, and the longest time that one took.
+    /// Stops it; returns the count and the longest duration.
     async fn end(self) -> (u64, Duration) {
         self.stop.store(true, Ordering::Relaxed);
-        let longest = within(PATIENCE, "the storm ends", self.task).await;
-        let longest = longest.expect("nothing in the storm fails");
+        let longest = within(TIMEOUT, "the writers stop", self.task).await;
+        let longest = longest.expect("nothing in the load fails");
         (self.done.load(Ordering::Relaxed), longest)
     }
 }
 
-/// A heartbeat of one run after the other, as often as the server takes them.
-fn heartbeats(config: &Config, ids: &[i32]) -> Storm {
+/// Heartbeats of one run after the other, as fast as the server accepts them.
+fn heartbeats(config: &Config, ids: &[i32]) -> Load {
     const HEARTBEAT: &str = "\
 update runs_v3
    set last_heartbeat_ts = extract(epoch from clock_timestamp())::bigint
  where flow_id = 'F'
    and run_number = $1";
     let ids = ids.to_vec();
-    Storm::start(config, "heartbeats", move |client, count| {
+    Load::start(config, "heartbeats", move |client, count| {
         let id = one_of(&ids, count);
         async move {
             let written = client.execute(HEARTBEAT, &[&id]).await;
@@ -103,14 +103,14 @@ update runs_v3
     })
 }
 
-/// Evidence that turns one run after the other, at a pace of some hundred a second.
-fn evidence(config: &Config, ids: &[i32]) -> Storm {
+/// Evidence that changes one run after the other, some hundred per second.
+fn evidence(config: &Config, ids: &[i32]) -> Load {
     const EVIDENCE: &str = "\
 insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, ts_epoch)
 values ('F', $1, 'end', 1, 'attempt_ok', $2, 'attempt_ok',
         (extract(epoch from clock_timestamp()) * 1000)::bigint)";
     let ids = ids.to_vec();
-    Storm::start(config, "evidence", move |client, count| {
+    Load::start(config, "evidence", move |client, count| {
         let id = i64::from(one_of(&ids, count));
         async move {
             let value = if count % 3 == 0 { "False" } else { "True" };
@@ -121,9 +121,9 @@ values ('F', $1, 'end', 1, 'attempt_ok', $2, 'attempt_ok',
     })
 }
 
-/// Tags of one run after the other, read and written in a serializable transaction, which is tried
-/// again when it fails for another's write, as the metadata service does.
-fn tags(config: &Config, ids: &[i32]) -> Storm {
+/// Tags of one run after the other, read and written in a serializable transaction that is retried
+/// after a serialization failure, as by the metadata service.
+fn tags(config: &Config, ids: &[i32]) -> Load {
     const READ: &str = "select tags from runs_v3 where flow_id = 'F' and run_number = $1";
     const WRITE: &str = "\
 update runs_v3
@@ -131,7 +131,7 @@ update runs_v3
  where flow_id = 'F'
    and run_number = $1";
     let ids = ids.to_vec();
-    Storm::start(config, "tags", move |client, count| {
+    Load::start(config, "tags", move |client, count| {
         let id = one_of(&ids, count);
         async move {
             loop {
@@ -150,7 +150,7 @@ update runs_v3
     })
 }
 
-/// Runs in an order that jumps about.
+/// Runs in a scattered order.
 fn one_of(ids: &[i32], count: u64) -> i32 {
     let count = usize::try_from(count).expect("counts are small");
     ids[count * 31 % ids.len()]
@@ -168,7 +168,7 @@ async fn runs(database: &Database, count: usize) -> Vec<i32> {
 }
 
 async fn deadlocks(client: &Client) -> i64 {
-    // Sessions report when they are idle or end; those that matter here have ended.
+    // Sessions report when they become idle or end; the relevant ones have ended.
     const DEADLOCKS: &str = "\
 select deadlocks
   from pg_stat_database
@@ -181,8 +181,8 @@ select deadlocks
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_somebody_locks_holds_up_no_other_and_no_heartbeat() {
-    let server = watchful_server().await;
+async fn a_locked_run_delays_no_other_run_and_no_heartbeat() {
+    let server = server_that_logs_lock_waits().await;
     let database = Database::on(&server).await;
     let (writer, holder) = (database.writer().await, database.client().await);
     let daemon = Launch::on(&database).start().await;
@@ -220,7 +220,7 @@ async fn a_run_that_somebody_locks_holds_up_no_other_and_no_heartbeat() {
         settled < Duration::from_secs(5),
         "settled after {settled:?}"
     );
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     assert_eq!(long_waits(&server, "heartbeats"), Vec::<String>::new());
     assert!(daemon.metric("status_indexer_rows_locked_total").await > Some(0.0));
     assert!(daemon.terminate().await.success());
@@ -228,28 +228,31 @@ async fn a_run_that_somebody_locks_holds_up_no_other_and_no_heartbeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_and_a_storm_of_heartbeats_and_tags_neither_deadlock_nor_wait() {
-    let server = watchful_server().await;
+async fn batches_neither_deadlock_with_nor_delay_heartbeats_and_tags() {
+    let server = server_that_logs_lock_waits().await;
     let database = Database::on(&server).await;
     let writer = database.writer().await;
     let daemon = Launch::on(&database).start().await;
     let ids = runs(&database, 60).await;
     let config = database.config();
-    let storms = [
+    let loads = [
         heartbeats(&config, &ids),
         tags(&config, &ids),
         tags(&config, &ids),
         evidence(&config, &ids),
         evidence(&config, &ids),
     ];
-    for storm in &storms {
-        eventually(PATIENCE, "the storm rages", async || storm.done() > 600).await;
+    for load in &loads {
+        eventually(TIMEOUT, "the writers are running", async || {
+            load.done() > 600
+        })
+        .await;
     }
-    for storm in storms {
-        let (done, longest) = storm.end().await;
+    for load in loads {
+        let (done, longest) = load.end().await;
         println!("{done} times, the longest {longest:?}");
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     for name in ["heartbeats", "tags", "evidence"] {
         assert_eq!(long_waits(&server, name), Vec::<String>::new());
     }
@@ -261,7 +264,7 @@ async fn batches_and_a_storm_of_heartbeats_and_tags_neither_deadlock_nor_wait() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_with_any_default_isolation_or_read_only_works() {
+async fn every_default_isolation_level_of_the_role_works_and_read_only_too() {
     let database = Database::fresh().await;
     let (admin, writer) = (database.client().await, database.writer().await);
     writer.insert_flow("F").await;
@@ -285,7 +288,7 @@ async fn a_role_with_any_default_isolation_or_read_only_works() {
         .await;
         let mut url = database.url().to_owned();
         url = url.replace("postgres@", &format!("{role}@"));
-        // The first one migrates as well.
+        // The first daemon also migrates.
         let daemon = Launch::on(&database)
             .env("DATABASE_URL", &url)
             .start()
@@ -296,7 +299,7 @@ async fn a_role_with_any_default_isolation_or_read_only_works() {
         eventually_status(&writer, "F", id, "completed").await;
         let late = writer.insert_run("F", Some(now / 1000 - 1000)).await;
         eventually_status(&writer, "F", late, "failed").await;
-        eventually_right(&admin).await;
+        eventually_no_drift(&admin).await;
         assert!(daemon.terminate().await.success());
         run(
             &admin,
@@ -309,7 +312,7 @@ async fn a_role_with_any_default_isolation_or_read_only_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_somebody_locks_is_waited_for_in_short_tries() {
+async fn a_locked_table_is_waited_for_in_short_attempts() {
     let database = Database::fresh().await;
     let (writer, holder) = (database.writer().await, database.client().await);
     let daemon = named(&database, "short").start().await;
@@ -318,12 +321,12 @@ async fn a_table_that_somebody_locks_is_waited_for_in_short_tries() {
     let id = writer.insert_run("F", Some(now / 1000)).await;
     run(&holder, "begin; lock table runs_v3 in exclusive mode").await;
     writer.attempt_ok("F", id, "True", now).await;
-    eventually(PATIENCE, "the table's lock is missed", async || {
+    eventually(TIMEOUT, "a lock timeout is counted", async || {
         daemon.metric("status_indexer_lock_timeouts_total").await >= Some(3.0)
     })
     .await;
     assert!(matches!(daemon.get("/healthz").await, Some((200, _))));
     run(&holder, "commit").await;
     eventually_status(&writer, "F", id, "completed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }

@@ -1,28 +1,30 @@
-//! What goes wrong on real sites, done to a real server and the real binary.
+//! Faults that real sites have, injected into a real server and the real binary.
 //!
-//! Owns one promise in many forms: whatever happens, no status is lost, none is stale after the
-//! fault has passed, and nobody who writes evidence notices. One file a kind of fault.
+//! Owns one promise in many forms: no event is lost, no status is stale after the fault has ended,
+//! and no writer of evidence is affected. One file per kind of fault.
 
 mod clock;
 mod crash;
 mod leaders;
 mod locks;
+mod polling;
 mod pooler;
 mod races;
 mod silence;
 mod soak;
 mod supervision;
 mod triggers;
+mod visibility;
 
 use std::process::Output;
 
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::Database;
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::Database;
 
-/// Installs the indexer's objects; nobody works on them.
+/// Installs the indexer's objects, without a daemon.
 async fn migrate(database: &Database) {
     command(database, "migrate").await;
 }
@@ -38,7 +40,7 @@ fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A daemon whose sessions can be told from others'.
+/// A daemon whose sessions have this application name.
 fn named(database: &Database, name: &str) -> Launch {
     let url = format!("{}?application_name={name}", database.url());
     Launch::on(database).env("DATABASE_URL", &url)
@@ -89,7 +91,7 @@ async fn drain(client: &Client) -> i32 {
         .get(0)
 }
 
-/// Judges one run, from a session of the test; what was changed.
+/// Evaluates one run, from a session of the test; returns what was changed and skipped.
 async fn apply(client: &Client, flow: &str, run: i32) -> (Option<Value>, Option<Value>) {
     const APPLY: &str = "\
 select changes, skipped
@@ -97,20 +99,20 @@ select changes, skipped
     let row = client
         .query_one(APPLY, &[&flow, &i64::from(run)])
         .await
-        .expect("a run can be judged");
+        .expect("a run can be evaluated");
     (row.get(0), row.get(1))
 }
 
-/// How many events wait.
-async fn waiting(client: &Client) -> i64 {
+/// How many events are in the queue.
+async fn queued(client: &Client) -> i64 {
     client
         .query_one("select count(*) from status_indexer.queue", &[])
         .await
-        .expect("the queue is there")
+        .expect("the queue exists")
         .get(0)
 }
 
-/// Statements without parameters or rows.
+/// Executes statements without parameters or rows.
 async fn run(client: &Client, statements: &str) {
     client
         .batch_execute(statements)

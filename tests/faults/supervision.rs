@@ -1,24 +1,25 @@
-//! How the daemon starts, stops and gives up.
+//! Start, shutdown and fatal errors of the daemon.
 
 use std::time::{Duration, Instant};
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{command, run};
-use crate::support::daemon::{Daemon, Launch};
-use crate::support::database::{Database, UPSTREAM};
-use crate::support::traffic::Traffic;
-use crate::support::verdict::{Seed, eventually_right, eventually_status};
-use crate::support::wait::{eventually, eventually_eq};
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::{Database, UPSTREAM};
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::random_writers::RandomWriters;
+use testkit::seed::Seed;
+use testkit::wait::{eventually, eventually_eq};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The default of `--shutdown-timeout`.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// An idle daemon has its probe, once a second; whatever else calls the server comes much later.
+/// An idle daemon probes its server once a second; its other statements come much later.
 const NOTICED: Duration = Duration::from_secs(8);
 
 async fn readiness(daemon: &Daemon) -> Option<u16> {
@@ -34,21 +35,21 @@ fn reason(daemon: &Daemon) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn either_signal_stops_it_cleanly_under_load() {
-    let seed = Seed::new();
+async fn sigterm_and_sigint_stop_the_daemon_cleanly_under_load() {
+    let seed = Seed::from_env();
     let database = Database::fresh().await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
     let daemon = Launch::on(&database).start().await;
-    let traffic = Traffic::start(&database.config(), &seed, 3, Duration::from_millis(1));
+    let traffic = RandomWriters::start(&database.config(), &seed, 3, Duration::from_millis(1));
     for interrupt in [false, true] {
         let daemon = Launch::on(&database).start().await;
         let before = traffic.written();
-        eventually(PATIENCE, "there is load", async || {
+        eventually(TIMEOUT, "there is load", async || {
             traffic.written() > before + 200
         })
         .await;
-        // Somebody who has not finished asking does not hold it up either.
+        // An incomplete request does not delay the stop either.
         let mut stranger = TcpStream::connect(daemon.address().await)
             .await
             .expect("it listens");
@@ -65,17 +66,17 @@ async fn either_signal_stops_it_cleanly_under_load() {
         assert!(took < DEADLINE, "stopped in {took:?}");
         drop(stranger);
     }
-    // The leader, at work itself.
+    // The leader, which is working.
     let start = Instant::now();
     assert_eq!(daemon.terminate().await.code(), Some(0));
     println!("the leader stopped in {:?}", start.elapsed());
     traffic.stop().await;
     let _daemon = Launch::on(&database).start().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn either_signal_stops_it_cleanly_while_the_database_is_down() {
+async fn sigterm_and_sigint_stop_the_daemon_cleanly_while_the_database_is_down() {
     let server = Postgres::start(Options::default())
         .await
         .expect("a server of our own");
@@ -86,13 +87,13 @@ async fn either_signal_stops_it_cleanly_while_the_database_is_down() {
     );
     server.kill9().await.expect("it can be killed");
     for daemon in [&first, &second] {
-        // Neither has anything to do, and both notice.
+        // Both are idle, and both notice.
         eventually_eq(NOTICED, "not ready", Some(503), async || {
             readiness(daemon).await
         })
         .await;
     }
-    // One that never met the database.
+    // A daemon that has never reached the database.
     let third = Launch::on(&database).spawn();
     third
         .logged("it waits", |line| {
@@ -108,7 +109,7 @@ async fn either_signal_stops_it_cleanly_while_the_database_is_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_address_that_is_taken_stops_it_with_the_reason() {
+async fn an_address_in_use_stops_the_daemon_with_the_reason() {
     let database = Database::fresh().await;
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = taken.local_addr().expect("it is bound").to_string();
@@ -124,7 +125,7 @@ async fn an_address_that_is_taken_stops_it_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn started_before_its_database_it_waits_and_then_works() {
+async fn a_daemon_started_before_its_database_waits_for_it() {
     let (database, beside) = (Database::empty().await, Database::empty().await);
     let admin = beside.client().await;
     let name = database.name();
@@ -141,11 +142,11 @@ async fn started_before_its_database_it_waits_and_then_works() {
     run(&admin, &format!("create database {name}_made")).await;
     let mut config = database.config();
     config.dbname(format!("{name}_made"));
-    let client = crate::support::database::connect(&config).await;
+    let client = testkit::database::connect(&config).await;
     run(&client, UPSTREAM).await;
     drop(client);
-    // Whole from the start: it would give up on a database without upstream's tables.
-    eventually(PATIENCE, "the database has its name", async || {
+    // Complete from the start: the daemon would exit on a database without upstream's tables.
+    eventually(TIMEOUT, "the database has its name", async || {
         let rename = format!("alter database {name}_made rename to {name}");
         admin.batch_execute(&rename).await.is_ok()
     })
@@ -160,7 +161,7 @@ async fn started_before_its_database_it_waits_and_then_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn on_a_database_without_the_indexer_it_says_what_to_do() {
+async fn on_a_database_without_the_indexer_the_daemon_says_what_to_do() {
     let database = Database::fresh().await;
     let without_migrate = ["run", "--metrics-listen", "127.0.0.1:0"];
     let daemon = Launch::on(&database).args(&without_migrate).spawn();
@@ -172,11 +173,11 @@ async fn on_a_database_without_the_indexer_it_says_what_to_do() {
     let daemon = Launch::on(&bare).spawn();
     assert_eq!(daemon.exit().await.code(), Some(1));
     let text = reason(&daemon);
-    assert!(text.contains("there is no table runs_v3"), "{text}");
+    assert!(text.contains("the table runs_v3 does not exist"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn removed_under_a_running_daemon_and_installed_again_it_goes_on() {
+async fn a_daemon_continues_after_the_indexer_is_removed_and_installed_again() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let daemon = Launch::on(&database).start().await;
@@ -188,14 +189,14 @@ async fn removed_under_a_running_daemon_and_installed_again_it_goes_on() {
         writer.attempt_ok("F", id, "False", now).await;
         ids.push(id);
     }
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     for round in 1..=2 {
         command(&database, "migrate down").await;
-        eventually_eq(PATIENCE, "not able", Some(503), async || {
+        eventually_eq(TIMEOUT, "not able", Some(503), async || {
             readiness(&daemon).await
         })
         .await;
-        // Evidence of this time has no event: the pass over all runs finds it.
+        // Evidence of this time has no event: the backfill finds it.
         writer.attempt("F", ids[round], now + 1).await;
         let lines = daemon.log().len();
         assert!(
@@ -207,8 +208,8 @@ async fn removed_under_a_running_daemon_and_installed_again_it_goes_on() {
         command(&database, "migrate up").await;
         eventually_status(&writer, "F", ids[round], "running").await;
         daemon.ready().await;
-        eventually_right(writer.client()).await;
-        // The queue's numbers began anew, below those that the worker has seen.
+        eventually_no_drift(writer.client()).await;
+        // The queue's ids begin again, below those that the worker has seen.
         writer.attempt_ok("F", ids[0], "True", now + 1).await;
         eventually_status(&writer, "F", ids[0], "completed").await;
     }

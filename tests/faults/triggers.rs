@@ -1,24 +1,24 @@
-//! What writers of evidence meet: triggers that see every change, and never fail or hold them up.
+//! Triggers from the writers' side: they see every change, and neither fail nor delay a write.
 
 use std::time::{Duration, Instant};
 
-use status_indexer::demo::postgres::{Options, Postgres};
+use testkit::postgres::{Options, Postgres};
 use tokio_postgres::Client;
 
-use super::{command, migrate, run, waiting};
-use crate::support::daemon::Launch;
-use crate::support::database::Database;
-use crate::support::verdict::{eventually_right, eventually_status};
-use crate::support::wait::eventually;
-use crate::support::writer::Writer;
+use super::{command, migrate, queued, run};
+use testkit::daemon::Launch;
+use testkit::database::Database;
+use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::wait::eventually;
+use testkit::writer::Writer;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A trigger gives up after 100 ms, and its writer is done well before this on any machine.
-const HELD_UP: Duration = Duration::from_secs(1);
+/// A trigger gives up after 100 ms; its writer ends well before this on any machine.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn evidence_that_is_changed_deleted_or_moved_counts_no_longer() {
+async fn changed_deleted_and_moved_evidence_no_longer_counts() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let _daemon = Launch::on(&database).start().await;
@@ -54,7 +54,7 @@ async fn evidence_that_is_changed_deleted_or_moved_counts_no_longer() {
     .await;
     eventually_status(&writer, "F", other, "running").await;
 
-    // A retry that is taken back.
+    // A retry that is deleted again.
     writer.attempt_ok("F", one, "False", now).await;
     let retry = writer.attempt("F", one, now + 1).await;
     eventually_status(&writer, "F", one, "running").await;
@@ -64,10 +64,10 @@ async fn evidence_that_is_changed_deleted_or_moved_counts_no_longer() {
     )
     .await;
     eventually_status(&writer, "F", one, "failed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
-/// How often this session has called the statement triggers' function and not told so yet.
+/// How often this session has called the function of the statement triggers since the last report.
 async fn calls(client: &Client) -> i64 {
     const CALLS: &str = "\
 select coalesce(sum(calls), 0)::int8
@@ -81,7 +81,7 @@ select coalesce(sum(calls), 0)::int8
 }
 
 #[tokio::test]
-async fn a_statement_that_touches_many_rows_calls_one_trigger_and_queues_each_run_once() {
+async fn a_statement_on_many_rows_fires_one_trigger_and_queues_each_run_once() {
     const FILL: &str = "\
 insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, ts_epoch)
 select 'F', n % 50, case when n % 100 < 90 then 'start' else 'end' end, 1, 'attempt_ok', 'True', 't', n
@@ -101,8 +101,8 @@ select 'F', n % 50, case when n % 100 < 90 then 'start' else 'end' end, 1, 'atte
         let before = calls(&client).await;
         run(&client, statement).await;
         assert_eq!(calls(&client).await - before, 1, "{statement}");
-        // 90 to 99 of each hundred are of the end step: ten of the fifty runs.
-        let queued = waiting(&client).await;
+        // 90 to 99 of each hundred belong to the end step: ten of the fifty runs.
+        let queued = queued(&client).await;
         assert!((5..=10).contains(&queued), "{queued} after {statement}");
         run(&client, "commit").await;
     }
@@ -112,11 +112,11 @@ select 'F', n % 50, case when n % 100 < 90 then 'start' else 'end' end, 1, 'atte
         "delete from metadata_v3 where id = -1",
     ] {
         run(&client, statement).await;
-        assert_eq!(waiting(&client).await, 0, "{statement}");
+        assert_eq!(queued(&client).await, 0, "{statement}");
     }
 }
 
-/// Every kind of write that fires a trigger; none may fail, or take as long as [`HELD_UP`].
+/// Every kind of write that fires a trigger; none may fail, or take as long as [`LONGEST_WAIT`].
 async fn write_everything(writer: &Writer, id: i32) -> Duration {
     let now = writer.now_ms().await;
     let row = writer.metadata("F", id, "end", "attempt", "1", now).await;
@@ -141,12 +141,12 @@ async fn write_everything(writer: &Writer, id: i32) -> Duration {
         run(writer.client(), &change).await;
         longest = longest.max(start.elapsed());
     }
-    assert!(longest < HELD_UP, "a writer was held up for {longest:?}");
+    assert!(longest < LONGEST_WAIT, "a writer waited for {longest:?}");
     longest
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_do_not_notice_that_the_queue_is_gone_and_an_event_after_the_repair_heals() {
+async fn writers_succeed_without_the_queue_and_an_event_after_the_repair_corrects_the_status() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let daemon = Launch::on(&database).start().await;
@@ -172,7 +172,7 @@ async fn writers_do_not_notice_that_the_queue_is_gone_and_an_event_after_the_rep
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_do_not_notice_that_the_queue_was_dropped_and_a_new_installation_heals() {
+async fn writers_succeed_after_the_queue_was_dropped_and_a_new_installation_corrects_the_status() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     let daemon = Launch::on(&database).start().await;
@@ -181,21 +181,19 @@ async fn writers_do_not_notice_that_the_queue_was_dropped_and_a_new_installation
     let id = writer.insert_run("F", Some(now / 1000)).await;
     run(writer.client(), "drop table status_indexer.queue").await;
     write_everything(&writer, id).await;
-    eventually(
-        PATIENCE,
-        "the daemon says that it is not able",
-        async || matches!(daemon.get("/readyz").await, Some((503, _))),
-    )
+    eventually(TIMEOUT, "the daemon says that it is not able", async || {
+        matches!(daemon.get("/readyz").await, Some((503, _)))
+    })
     .await;
     command(&database, "migrate down").await;
     command(&database, "migrate up").await;
     eventually_status(&writer, "F", id, "completed").await;
     daemon.ready().await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_wait_a_moment_for_a_locked_queue_and_an_event_after_the_lock_heals() {
+async fn writers_wait_briefly_for_a_locked_queue_and_a_later_event_corrects_the_status() {
     let database = Database::fresh().await;
     let (writer, holder) = (database.writer().await, database.client().await);
     let _daemon = Launch::on(&database).start().await;
@@ -210,16 +208,16 @@ async fn writers_wait_a_moment_for_a_locked_queue_and_an_event_after_the_lock_he
     let longest = write_everything(&writer, id).await;
     println!("over a locked queue the longest write took {longest:?}");
     assert!(longest >= Duration::from_millis(100), "{longest:?}");
-    // Those that emit nothing do not even notice that.
+    // Writes that fire no trigger are not affected.
     let beat = Instant::now();
     assert!(writer.heartbeat("F", id, now / 1000 + 10).await);
-    assert!(beat.elapsed() < HELD_UP);
+    assert!(beat.elapsed() < LONGEST_WAIT);
     run(&holder, "commit").await;
     writer.attempt("F", id, now - 1).await;
     eventually_status(&writer, "F", id, "completed").await;
 }
 
-/// Fills the notification queue as a session does that listens and then forgets its transaction.
+/// Fills the notification queue, as a listening session with an open transaction lets it fill.
 async fn fill(client: &Client) -> f64 {
     const FILL: &str = "\
 select pg_notify('elsewhere', n || repeat('x', 7000))
@@ -233,11 +231,10 @@ select pg_notify('elsewhere', n || repeat('x', 7000))
     }
 }
 
-/// Only where the size of the notification queue can be set, which is since PostgreSQL 17: it is
-/// 8 GB before.
+/// Only since PostgreSQL 17, where the size of the notification queue can be set; before, it is 8 GB.
 #[tokio::test(flavor = "multi_thread")]
-async fn writers_do_not_notice_that_the_notification_queue_is_full_and_statuses_follow() {
-    let shared = crate::support::database::shared().await;
+async fn writers_succeed_with_a_full_notification_queue_and_statuses_follow() {
+    let shared = testkit::database::shared().await;
     if shared.major() < 17 {
         println!("not on PostgreSQL {}", shared.version());
         return;
@@ -260,7 +257,7 @@ async fn writers_do_not_notice_that_the_notification_queue_is_full_and_statuses_
         write_everything(&writer, id).await;
     }
     eventually_status(&writer, "F", id, "completed").await;
-    eventually_right(writer.client()).await;
+    eventually_no_drift(writer.client()).await;
     assert!(
         daemon
             .metric("status_indexer_notify_queue_usage_ratio")
@@ -268,7 +265,7 @@ async fn writers_do_not_notice_that_the_notification_queue_is_full_and_statuses_
             > Some(0.9)
     );
     run(&sleeper, "commit").await;
-    eventually(PATIENCE, "the queue empties", async || {
+    eventually(TIMEOUT, "the queue empties", async || {
         fill_level(&writer).await < 0.1
     })
     .await;

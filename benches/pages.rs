@@ -1,0 +1,260 @@
+//! Reading a page of fifty runs by their status, against the page without a filter.
+//!
+//! The statements as such, prepared, one client: what the column and its index give to whoever reads
+//! them. Buffers are those of the plan that the server uses once it has settled on one.
+
+use anyhow::Result;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use crate::dataset::BIG_FLOW;
+use crate::env::BenchEnv;
+use crate::report::{Durations, Report, Target};
+
+/// A flow as large as a tenth of the big one, all of whose runs have completed.
+pub(crate) const DONE_FLOW: &str = "AllDone";
+
+const CALLS: usize = 400;
+
+/// The settings of the read API's sessions.
+const LIKE_THE_API: &str = "\
+set jit = off; set plan_cache_mode = force_generic_plan;
+set enable_sort = off; set enable_bitmapscan = off";
+
+const COLUMNS: &str =
+    "flow_id, run_number, run_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts";
+
+const ORDER: &str = "order by ts_epoch desc, run_number desc";
+
+/// With evidence, lest somebody mends their statuses; without triggers.
+const ALL_DONE: &str = "\
+set session_replication_role = replica;
+insert into flows_v3 (flow_id, ts_epoch) values ('AllDone', 0);
+with done as (
+  insert into runs_v3 (flow_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, run_status)
+  select 'AllDone', user_name, ts_epoch, tags, system_tags, last_heartbeat_ts, 'completed'
+    from runs_v3
+   where flow_id = 'BigFlow'
+     and run_number % 10 = 0
+  returning flow_id, run_number, ts_epoch
+)
+insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, ts_epoch)
+select flow_id, run_number, 'end', 1, 'attempt_ok', 'True', 'internal_attempt_status', ts_epoch
+  from done;
+reset session_replication_role;";
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Query {
+    pub(crate) what: &'static str,
+    pub(crate) flow: &'static str,
+    pub(crate) statuses: &'static [&'static str],
+    pub(crate) deep: bool,
+}
+
+impl Query {
+    pub(crate) const ALL: &[Self] = &[
+        Self::new("failed, first page", BIG_FLOW, &["failed"], false),
+        Self::new("failed, deep", BIG_FLOW, &["failed"], true),
+        Self::new("running, first page", BIG_FLOW, &["running"], false),
+        Self::new("running, deep", BIG_FLOW, &["running"], true),
+        Self::new("a status that no run has", DONE_FLOW, &["failed"], false),
+        Self::new(
+            "two statuses, first page",
+            BIG_FLOW,
+            &["running", "failed"],
+            false,
+        ),
+        Self::new("two statuses, deep", BIG_FLOW, &["running", "failed"], true),
+        Self::new(
+            "three statuses, deep",
+            BIG_FLOW,
+            &["running", "completed", "failed"],
+            true,
+        ),
+        Self::new(
+            "two that no run has",
+            DONE_FLOW,
+            &["running", "failed"],
+            false,
+        ),
+    ];
+
+    const fn new(
+        what: &'static str,
+        flow: &'static str,
+        statuses: &'static [&'static str],
+        deep: bool,
+    ) -> Self {
+        Self {
+            what,
+            flow,
+            statuses,
+            deep,
+        }
+    }
+
+    /// One ordered range a status, merged; the cursor where the page is deep.
+    fn sql(&self) -> String {
+        let cursor = if self.deep {
+            " and (ts_epoch, run_number) < ($2::bigint, $3::int)"
+        } else {
+            ""
+        };
+        let range = |condition: &str| {
+            format!(
+                "select {COLUMNS} from runs_v3 where flow_id = $1{condition}{cursor} {ORDER} limit 50"
+            )
+        };
+        let ranges: Vec<String> = self
+            .statuses
+            .iter()
+            .map(|status| range(&format!(" and run_status = '{status}'")))
+            .collect();
+        match &ranges[..] {
+            [] => range(""),
+            [one] => one.clone(),
+            several => format!(
+                "select * from (({})) m {ORDER} limit 50",
+                several.join(") union all (")
+            ),
+        }
+    }
+
+    /// The same with its values in place, which `pgbench` makes parameters of.
+    pub(crate) fn with_values(&self, middle: (i64, i32)) -> String {
+        let set = format!("\\set ts {}\n\\set number {}\n", middle.0, middle.1);
+        let sql = self
+            .sql()
+            .replace("$1", &format!("'{}'", self.flow))
+            .replace("$2", ":ts")
+            .replace("$3", ":number");
+        format!("{set}{sql}")
+    }
+
+    fn limit(&self) -> f64 {
+        if self.statuses.len() > 1 { 1.7 } else { 1.3 }
+    }
+}
+
+pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
+    let settings = env.settings.clone();
+    let mut report = Report::new(
+        "pages",
+        format!(
+            "{CALLS} calls each, one client, {} runs in the flow",
+            settings.runs
+        ),
+    );
+    let (database, daemon) = env.indexed_dataset().await?;
+    daemon.terminate().await;
+    let client = database.client().await;
+    add_done_flow(&client).await?;
+    client.batch_execute(LIKE_THE_API).await?;
+    let middle = middle(&client, settings.runs).await?;
+    for &query in Query::ALL {
+        let floor = Query {
+            statuses: &[],
+            flow: BIG_FLOW,
+            ..query
+        };
+        // In turns, so that both meet the same machine.
+        let (mut of_floor, mut of_query) = (Durations::new(), Durations::new());
+        for _ in 0..4 {
+            time(&client, floor, middle, &mut of_floor).await?;
+            time(&client, query, middle, &mut of_query).await?;
+        }
+        let what = query.what;
+        report.record(&format!("{what}: p50"), of_query.quantile_ms(0.5), "ms");
+        report.record(&format!("{what}: p99"), of_query.quantile_ms(0.99), "ms");
+        let ratio = of_query.quantile_ms(0.5) / of_floor.quantile_ms(0.5);
+        report.figure(
+            &format!("{what}: p50 / without a filter"),
+            ratio,
+            "",
+            Target::Below(query.limit()),
+        );
+        let buffers = buffers(&client, query, middle).await?;
+        report.figure(
+            &format!("{what}: buffers"),
+            buffers,
+            "",
+            Target::Below(500.0),
+        );
+    }
+    Ok(report)
+}
+
+/// Adds the flow that has completed runs alone, unless it is there.
+pub(crate) async fn add_done_flow(client: &Client) -> Result<()> {
+    let known = client
+        .query_opt("select from flows_v3 where flow_id = $1", &[&DONE_FLOW])
+        .await?;
+    if known.is_none() {
+        client.batch_execute(ALL_DONE).await?;
+        client.batch_execute("vacuum analyze runs_v3").await?;
+    }
+    Ok(())
+}
+
+/// A place in the midst of the big flow, to go on from.
+pub(crate) async fn middle(client: &Client, runs: i64) -> Result<(i64, i32)> {
+    const MIDDLE: &str = "\
+select ts_epoch, run_number
+  from runs_v3
+ where flow_id = $1
+   and run_number >= $2
+ order by run_number
+ limit 1";
+    let number = i32::try_from(runs * 6 / 10)?;
+    let row = client.query_one(MIDDLE, &[&BIG_FLOW, &number]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+async fn time(
+    client: &Client,
+    query: Query,
+    middle: (i64, i32),
+    durations: &mut Durations,
+) -> Result<()> {
+    let statement = client.prepare(&query.sql()).await?;
+    let all: [&(dyn ToSql + Sync); 3] = [&query.flow, &middle.0, &middle.1];
+    let params = if query.deep { &all[..] } else { &all[..1] };
+    for call in 0..CALLS / 4 + 10 {
+        let start = Instant::now();
+        client.query(&statement, params).await?;
+        // By then the server has settled on a plan.
+        if call >= 10 {
+            durations.record(start.elapsed());
+        }
+    }
+    Ok(())
+}
+
+/// Pages of the buffer cache that the settled plan touches.
+async fn buffers(client: &Client, query: Query, middle: (i64, i32)) -> Result<f64> {
+    let types = if query.deep {
+        "(text, bigint, int)"
+    } else {
+        "(text)"
+    };
+    let params = if query.deep {
+        format!("('{}', {}, {})", query.flow, middle.0, middle.1)
+    } else {
+        format!("('{}')", query.flow)
+    };
+    client
+        .batch_execute(&format!("prepare page {types} as {}", query.sql()))
+        .await?;
+    for _ in 0..10 {
+        client
+            .batch_execute(&format!("execute page {params}"))
+            .await?;
+    }
+    let explain = format!("explain (analyze, buffers, format json) execute page {params}");
+    let plan: serde_json::Value = client.query_one(&explain, &[]).await?.get(0);
+    client.batch_execute("deallocate page").await?;
+    let blocks = |kind: &str| plan[0]["Plan"][kind].as_f64().unwrap_or(f64::NAN);
+    Ok(blocks("Shared Hit Blocks") + blocks("Shared Read Blocks"))
+}

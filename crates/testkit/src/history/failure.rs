@@ -1,0 +1,23 @@
+//! Why a round failed.
+
+use std::collections::BTreeSet;
+
+/// Why a round failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// For people.
+    pub text: String,
+    /// The histories whose runs were wrong, by their number in the round.
+    pub histories: BTreeSet<usize>,
+}
+
+impl Failure {
+    /// A failure of no history in particular.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self {
+            text,
+            histories: BTreeSet::new(),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A network that fails on command: a TCP proxy between the daemon and its server.
+//!
+//! Owns the connections through it. Promises that in a black hole nothing is delivered in either
+//! direction while every connection stays open, also a new one: this is how a broken route appears
+//! to the end of a TCP connection. Bytes that were held back are delivered after [`Proxy::heal`], as
+//! TCP would do. Called by the tests of faults and by [`crate::history`].
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    black_hole: bool,
+    delay: Duration,
+    /// Connections of an earlier generation are closed.
+    generation: u64,
+}
+
+/// A proxy that forwards until a fault is injected; it ends, with its connections, when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    state: watch::Sender<State>,
+    accepting: AbortHandle,
+}
+
+impl Proxy {
+    /// A proxy to the target, on a free port.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
+        let address = listener.local_addr().expect("the listener is bound");
+        let working = State {
+            black_hole: false,
+            delay: Duration::ZERO,
+            generation: 0,
+        };
+        let (state, states) = watch::channel(working);
+        let accepting = tokio::spawn(accept(listener, target, states)).abort_handle();
+        Self {
+            address,
+            state,
+            accepting,
+        }
+    }
+
+    /// Where to connect instead of the target.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops forwarding, in both directions, and keeps all connections open.
+    pub fn black_hole(&self) {
+        self.state.send_modify(|state| state.black_hole = true);
+    }
+
+    /// Forwards again, beginning with what was held back.
+    pub fn heal(&self) {
+        self.state.send_modify(|state| state.black_hole = false);
+    }
+
+    /// Closes all connections, on both sides; new ones are accepted.
+    pub fn cut(&self) {
+        self.state.send_modify(|state| state.generation += 1);
+    }
+
+    /// Delays everything, in each direction.
+    pub fn delay(&self, delay: Duration) {
+        self.state.send_modify(|state| state.delay = delay);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Receiver<State>) {
+    // Dropped with this task, and the connections with it.
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        let state = state.clone();
+        let generation = state.borrow().generation;
+        connections.spawn(async move {
+            let mut cut = state.clone();
+            tokio::select! {
+                _ = forward(client, target, state) => {}
+                _ = cut.wait_for(|now| now.generation != generation) => {}
+            }
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn forward(
+    client: TcpStream,
+    target: SocketAddr,
+    state: watch::Receiver<State>,
+) -> io::Result<()> {
+    until_forwarding(&mut state.clone()).await;
+    let server = TcpStream::connect(target).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    tokio::try_join!(
+        pump(from_client, to_server, state.clone()),
+        pump(from_server, to_client, state),
+    )?;
+    Ok(())
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut state: watch::Receiver<State>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        let delay = state.borrow().delay;
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        // The end of the stream does not pass a black hole either.
+        until_forwarding(&mut state).await;
+        if length == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..length]).await?;
+    }
+}
+
+/// Waits until there is no black hole. A dropped proxy aborts its connections itself.
+async fn until_forwarding(state: &mut watch::Receiver<State>) {
+    let _ = state.wait_for(|now| !now.black_hole).await;
+}

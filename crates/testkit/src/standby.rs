@@ -1,0 +1,105 @@
+//! A standby of a test's server, made by `pg_basebackup` and kept current by streaming.
+//!
+//! Owns a directory of programs in which `initdb` copies the primary instead of creating a cluster,
+//! so that the standby is guarded and removed like any other server. Promises a standby that
+//! answers queries; a test that needs recent data calls [`Standby::catches_up`].
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::postgres::{Options, Postgres};
+use tempfile::TempDir;
+use tokio_postgres::Client;
+
+use crate::database::connect;
+use crate::wait::eventually;
+
+/// A running standby.
+#[derive(Debug)]
+pub struct Standby {
+    server: Postgres,
+    _programs: TempDir,
+}
+
+impl Standby {
+    /// A standby of this server.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub async fn of(primary: &Postgres) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        // The server may run as another user.
+        mode(directory.path());
+        let real = primary.programs().display();
+        let (host, port) = (primary.host(), primary.port());
+        let copy = format!(
+            "exec {real}/pg_basebackup -D \"$2\" -R -X stream -c fast -h {host} -p {port} -U postgres"
+        );
+        program(directory.path(), "initdb", &copy);
+        let serve = format!("exec {real}/postgres \"$@\"");
+        program(directory.path(), "postgres", &serve);
+        let options = Options {
+            programs: Some(directory.path().to_owned()),
+            ..Options::default()
+        };
+        Self {
+            server: Postgres::start(options)
+                .await
+                .expect("a standby of our own"),
+            _programs: directory,
+        }
+    }
+
+    /// A connection URI of the superuser.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        self.server.url(database)
+    }
+
+    /// A plain connection of the superuser.
+    pub async fn client(&self, database: &str) -> Client {
+        connect(&self.server.config(database)).await
+    }
+
+    /// Stops it and removes its directory.
+    ///
+    /// # Panics
+    /// If it does not stop.
+    pub async fn stop(self) {
+        self.server.stop().await.expect("it stops");
+    }
+
+    /// Waits until everything that is committed on the primary by now has been replayed.
+    ///
+    /// # Panics
+    /// If that does not happen.
+    pub async fn catches_up(&self, primary: &Client) {
+        // The daemon commits asynchronously: its last commits may not be flushed yet, and are flushed
+        // before this synchronous one.
+        const MARK: &str = "select pg_logical_emit_message(true, 'mark', '')";
+        const WRITTEN: &str = "select pg_current_wal_flush_lsn()::text";
+        const REPLAYED: &str = "select pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        let marked = primary.batch_execute(MARK).await;
+        marked.expect("tests are superuser");
+        let row = primary.query_one(WRITTEN, &[]).await;
+        let written: String = row.expect("it is a primary").get(0);
+        let client = self.client("postgres").await;
+        eventually(Duration::from_secs(30), "it is replayed", async || {
+            let row = client.query_one(REPLAYED, &[&written]).await;
+            row.expect("it is a standby").get(0)
+        })
+        .await;
+    }
+}
+
+fn program(directory: &Path, name: &str, command: &str) {
+    let path = directory.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{command}\n")).expect("a directory of our own");
+    mode(&path);
+}
+
+fn mode(path: &Path) {
+    let permissions = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(path, permissions).expect("the file is ours");
+}

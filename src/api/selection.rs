@@ -1,0 +1,246 @@
+//! Builds the one statement that answers a request for runs.
+//!
+//! Values are always parameters, and the text is composed of fixed parts. Without filters other than
+//! status there are eight texts in all, which sessions prepare once and plan generically.
+
+use std::fmt::Display;
+
+use tokio_postgres::types::{ToSql, Type};
+
+use super::cursor::Cursor;
+use super::filter::{Clause, Field, Filter, Kind, Operator, TagOperator, Values};
+use super::run_row::COLUMNS;
+use super::statement::{Param, Plan, Statement, TABLE};
+
+/// Which runs of a flow to read, and which part of them.
+#[derive(Debug)]
+pub(super) struct Selection<'a> {
+    pub(super) flow_id: &'a str,
+    pub(super) filter: &'a Filter,
+    pub(super) cursor: Option<Cursor>,
+    pub(super) offset: i64,
+    /// The largest number of rows.
+    pub(super) rows: i64,
+}
+
+/// The user's name where the service itself set it; upstream has an index on this expression.
+const USER: &str = "(case when r.system_tags ? ('user:' || r.user_name) then r.user_name end)";
+
+impl Selection<'_> {
+    /// The statement for this selection.
+    ///
+    /// With a status filter each row ends with whether the column is valid in the same snapshot.
+    /// If no run matches, there is one row, which has nulls for the run.
+    pub(super) fn statement(&self) -> Statement {
+        let mut builder = Builder::default();
+        builder.bind(self.flow_id.to_owned(), Type::TEXT);
+        builder.bind(self.rows, Type::INT8);
+        builder.bind(self.offset, Type::INT8);
+        if let Some(cursor) = self.cursor {
+            let ts_epoch = builder.bind(cursor.ts_epoch, Type::INT8);
+            let run_number = builder.bind(cursor.run_number, Type::INT8);
+            builder.and(&format!(
+                "(r.ts_epoch, r.run_number) < ({ts_epoch}, {run_number})"
+            ));
+        }
+        for clause in &self.filter.clauses {
+            builder.clause(clause);
+        }
+        let plan = if self.filter.clauses.is_empty() {
+            Plan::Generic
+        } else {
+            Plan::Custom
+        };
+        let template = match self.filter.statuses {
+            None => builder.unfiltered(),
+            Some(statuses) => {
+                let statuses: Vec<&'static str> = statuses
+                    .list()
+                    .into_iter()
+                    .map(crate::status::Status::as_str)
+                    .collect();
+                builder.by_status(&statuses, plan)
+            }
+        };
+        Statement {
+            template,
+            params: builder.params,
+            plan,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Builder {
+    conditions: String,
+    params: Vec<Param>,
+}
+
+const FLOW: &str = "$1";
+const ROWS: &str = "$2";
+const OFFSET: &str = "$3";
+const ORDER: &str = "ts_epoch desc, run_number desc";
+
+impl Builder {
+    /// Adds a value and returns its placeholder.
+    fn bind(&mut self, value: impl ToSql + Sync + Send + 'static, kind: Type) -> String {
+        self.params.push((Box::new(value), kind));
+        format!("${}", self.params.len())
+    }
+
+    fn and(&mut self, condition: &str) {
+        self.conditions.push_str("\n   and ");
+        self.conditions.push_str(condition);
+    }
+
+    fn unfiltered(&self) -> String {
+        format!(
+            "-- api.runs
+select {COLUMNS}
+  from {TABLE} r
+ where r.flow_id = {FLOW}{}
+ order by r.ts_epoch desc, r.run_number desc
+ limit {ROWS}
+offset {OFFSET}",
+            self.conditions
+        )
+    }
+
+    fn by_status(&mut self, statuses: &[&'static str], plan: Plan) -> String {
+        let page = match statuses {
+            // No run has the empty status.
+            [] => self.range("", plan, format_args!("{ROWS} offset {OFFSET}")),
+            [one] => self.range(one, plan, format_args!("{ROWS} offset {OFFSET}")),
+            several => {
+                let ranges: Vec<String> = several
+                    .iter()
+                    .map(|status| self.range(status, plan, format_args!("{ROWS} + {OFFSET}")))
+                    .collect();
+                format!(
+                    "select * from (({})) m order by {ORDER} limit {ROWS} offset {OFFSET}",
+                    ranges.join(")\nunion all\n(")
+                )
+            }
+        };
+        format!(
+            "-- api.runs_by_status
+select p.*, s.valid_since is not null as valid
+  from status_indexer.state s
+  left join lateral (
+{page}
+) p on true"
+        )
+    }
+
+    /// One status: one ordered, limited range of the index `status_indexer_listing`.
+    fn range(&mut self, status: &'static str, plan: Plan, limit: impl Display) -> String {
+        let status = self.bind(status, Type::TEXT);
+        // If the statistics contain a single status, a generic plan assumes that every row of the
+        // flow matches and scans the flow by another index: for a rare status, the whole flow. The
+        // second condition is redundant and costs an index scan nothing. But the planner assumes
+        // that a range with unknown bounds is narrow, and so prefers the index that serves it.
+        let narrow = match plan {
+            Plan::Generic => format!("\n   and r.run_status between {status} and {status}"),
+            Plan::Custom => String::new(),
+        };
+        format!(
+            "select {COLUMNS}, r.run_status
+  from {TABLE} r
+ where r.flow_id = {FLOW}
+   and r.run_status = {status}{narrow}{}
+ order by r.ts_epoch desc, r.run_number desc
+ limit {limit}",
+            self.conditions
+        )
+    }
+
+    fn clause(&mut self, clause: &Clause) {
+        match clause {
+            Clause::Tags(operator, values) => self.tags(*operator, values),
+            Clause::Field {
+                field,
+                operator,
+                values,
+                or_null,
+            } => {
+                let compared = self.compared(*field, *operator, values);
+                let is_null = or_null.then(|| format!("{} is null", column(*field)));
+                let parts: Vec<String> = compared.into_iter().chain(is_null).collect();
+                self.and(&format!("({})", parts.join(" or ")));
+            }
+        }
+    }
+
+    /// A single value is compared with `=` and not with `any`: an index can then also provide the
+    /// order.
+    fn compared(&mut self, field: Field, operator: Operator, values: &Values) -> Option<String> {
+        let cast = if field.kind() == Kind::Json {
+            ("::jsonb", "::jsonb[]")
+        } else {
+            ("", "")
+        };
+        let placeholder = match values {
+            Values::Text(values) => match &values[..] {
+                [] => return None,
+                [one] => format!("{}{}", self.bind(one.clone(), Type::TEXT), cast.0),
+                many => format!(
+                    "any ({}{})",
+                    self.bind(many.to_vec(), Type::TEXT_ARRAY),
+                    cast.1
+                ),
+            },
+            Values::Integers(values) => match &values[..] {
+                [] => return None,
+                [one] => self.bind(*one, Type::INT8),
+                many => format!("any ({})", self.bind(many.to_vec(), Type::INT8_ARRAY)),
+            },
+        };
+        Some(format!(
+            "{} {} {placeholder}",
+            column(field),
+            sign(operator)
+        ))
+    }
+
+    fn tags(&mut self, operator: TagOperator, values: &[String]) {
+        let placeholder = self.bind(values.to_vec(), Type::TEXT_ARRAY);
+        let condition = match operator {
+            TagOperator::All => format!("(r.tags || r.system_tags) ?& {placeholder}"),
+            TagOperator::Any => format!("(r.tags || r.system_tags) ?| {placeholder}"),
+            TagOperator::LikeAny => {
+                format!("(r.tags::text || r.system_tags::text) like any ({placeholder})")
+            }
+            TagOperator::LikeAll => {
+                format!("(r.tags::text || r.system_tags::text) like all ({placeholder})")
+            }
+        };
+        self.and(&condition);
+    }
+}
+
+fn column(field: Field) -> &'static str {
+    match field {
+        Field::FlowId => "r.flow_id",
+        Field::RunNumber => "r.run_number",
+        Field::RunId => "r.run_id",
+        Field::UserName => "r.user_name",
+        Field::TsEpoch => "r.ts_epoch",
+        Field::LastHeartbeatTs => "r.last_heartbeat_ts",
+        Field::Tags => "r.tags",
+        Field::SystemTags => "r.system_tags",
+        Field::User => USER,
+        Field::Status => "r.run_status",
+    }
+}
+
+fn sign(operator: Operator) -> &'static str {
+    match operator {
+        Operator::Eq | Operator::Is => "=",
+        Operator::Ne => "<>",
+        Operator::Lt => "<",
+        Operator::Le => "<=",
+        Operator::Gt => ">",
+        Operator::Ge => ">=",
+        Operator::Contains | Operator::StartsWith | Operator::EndsWith | Operator::Like => "ilike",
+    }
+}

@@ -1,0 +1,155 @@
+//! `migrate status`: lists the installed parts, the state of each, and the command that repairs it.
+
+use std::fmt::Display;
+
+use tokio_postgres::Client;
+
+use super::index;
+use super::installed::{Applied, history};
+use super::query::{query, query_one};
+use super::steps::{self, STEPS};
+use super::tables::{TableNames, Tables};
+use crate::pg::{Connector, SessionProfile};
+
+/// A report for operators, and whether everything is installed and works.
+///
+/// # Errors
+/// If the database cannot be read.
+pub async fn status(connector: &Connector, names: &TableNames) -> anyhow::Result<(String, bool)> {
+    let client = connector
+        .connect(SessionProfile::ReadOnlyTransaction)
+        .await?;
+    let tables = Tables::find(&client, names).await?;
+    let mut report = Report::default();
+    report.line(
+        "tables",
+        format!("{}, {}", tables.runs.quoted(), tables.metadata.quoted()),
+    );
+    let history = history(&client).await?;
+    let all_applied = report.steps(&history);
+    if history.is_empty() {
+        report.hint("not installed: run `status-indexer migrate up`");
+        return Ok((report.text, false));
+    }
+    // The function that lists the triggers may not exist before all steps are applied.
+    let mut complete = all_applied && report.triggers(&client).await?;
+    complete &= report.indexes(&client, &tables).await?;
+    if complete {
+        report.validity(&client).await?;
+    }
+    if !all_applied {
+        report.hint("steps are pending: run `status-indexer migrate up`");
+    }
+    Ok((report.text, complete))
+}
+
+/// The text of the report. A method that checks a part returns whether the part is complete.
+#[derive(Default)]
+struct Report {
+    text: String,
+}
+
+impl Report {
+    fn line(&mut self, label: &str, value: impl Display) {
+        self.text.push_str(&format!("{label:<12}{value}\n"));
+    }
+
+    fn hint(&mut self, hint: &str) {
+        self.text.push_str(hint);
+        self.text.push('\n');
+    }
+
+    fn steps(&mut self, history: &[Applied]) -> bool {
+        let mut complete = true;
+        for step in STEPS {
+            let applied = history
+                .iter()
+                .find(|applied| applied.version == step.version);
+            complete &= applied.is_some();
+            let state = applied.map_or_else(
+                || "pending".to_owned(),
+                |applied| format!("applied {}", applied.at),
+            );
+            self.text.push_str(&format!("{:<28}{state}\n", step.name));
+        }
+        complete
+    }
+
+    async fn triggers(&mut self, client: &Client) -> anyhow::Result<bool> {
+        const TRIGGERS: &str = "\
+-- migrate.triggers
+select to_regclass(table_name)::text, trigger_name, state
+  from status_indexer.triggers()";
+        let mut complete = true;
+        for row in &query(client, TRIGGERS, &[]).await? {
+            let (table, name, state): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+            let repair = trigger_repair(table, name, state);
+            complete &= repair.is_none();
+            let state = with_repair(state, repair.as_deref());
+            self.line("trigger", format!("{name} on {table}: {state}"));
+        }
+        Ok(complete)
+    }
+
+    async fn indexes(&mut self, client: &Client, tables: &Tables) -> anyhow::Result<bool> {
+        let mut complete = true;
+        for step in steps::indexes() {
+            let (state, repair) =
+                match index::validity(client, &index::qualified_name(tables, step)).await? {
+                    Some(true) => ("valid", None),
+                    Some(false) => ("invalid", Some("status-indexer migrate up")),
+                    None => ("missing", Some("status-indexer migrate up")),
+                };
+            complete &= repair.is_none();
+            let state = with_repair(state, repair);
+            self.line("index", format!("{}: {state}", step.index()));
+        }
+        Ok(complete)
+    }
+
+    /// The cutoff, and whether the column is valid.
+    async fn validity(&mut self, client: &Client) -> anyhow::Result<()> {
+        const STATE: &str = "\
+-- migrate.state
+select cutoff_secs, status_indexer.is_valid(), scan_compared, scan_corrected
+  from status_indexer.state";
+        let row = query_one(client, STATE, &[]).await?;
+        let (cutoff_secs, valid): (i64, bool) = (row.get(0), row.get(1));
+        let (compared, corrected): (i64, i64) = (row.get(2), row.get(3));
+        self.line("cutoff", format!("{cutoff_secs} s"));
+        if valid {
+            self.line("valid", "yes");
+        } else {
+            self.line(
+                "valid",
+                format!(
+                    "no: the backfill has compared {compared} runs and corrected {corrected}; it \
+                     continues while `status-indexer run` is running"
+                ),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A state, followed by the command that repairs it.
+fn with_repair(state: &str, repair: Option<&str>) -> String {
+    match repair {
+        Some(command) => format!("{state}: run `{command}`"),
+        None => state.to_owned(),
+    }
+}
+
+/// The command that repairs a trigger, by its state in `status_indexer.triggers()`; none if the
+/// trigger is enabled. Evidence written while a trigger was disabled is only found by a new
+/// backfill.
+fn trigger_repair(table: &str, name: &str, state: &str) -> Option<String> {
+    match state {
+        "enabled" => None,
+        "disabled" => Some(format!(
+            "alter table {table} enable trigger {name}; select status_indexer.invalidate();"
+        )),
+        "missing" | "replaced" => Some("status-indexer migrate up".to_owned()),
+        _ => Some("status-indexer migrate down && status-indexer migrate up".to_owned()),
+    }
+}

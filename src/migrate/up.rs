@@ -1,0 +1,164 @@
+//! `migrate up`: applies the steps that are missing.
+//!
+//! A recorded step is applied again if one of its triggers or its index was dropped or replaced.
+
+use anyhow::Context as _;
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+
+use super::migrator::Migrator;
+use super::query::{query_bool, transaction};
+use super::render::render;
+use super::steps::{self, Kind, STEPS, Step};
+use super::tables::{TableNames, upstream_notify_triggers};
+use super::{grants, installed};
+use crate::pg::{Connector, quote_literal};
+use crate::store::INVALIDATE;
+
+/// The parameters of [`up`].
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Upstream's tables, as configured.
+    pub names: TableNames,
+    /// The cutoff to install, seconds.
+    pub cutoff_secs: i64,
+    /// A role to grant the privileges that `run` needs, if the daemon does not run as the owner.
+    pub grant_to: Option<String>,
+}
+
+/// Brings the objects to this binary's version.
+///
+/// # Errors
+/// If the tables are not found, the role may not change them, or a step fails. The steps before the
+/// failing one stay applied, and the next call continues after them.
+pub async fn up(
+    connector: &Connector,
+    options: &Options,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let migrator = Migrator::open(connector, &options.names, stop).await?;
+    migrator.check_installed_tables().await?;
+    let applied = migrator.applied().await?;
+    migrator.check_column_is_free(&applied).await?;
+    migrator.create_history().await?;
+    let count = migrator
+        .apply_missing(&applied, options.cutoff_secs)
+        .await?;
+    if let Some(role) = &options.grant_to {
+        grants::grant(&migrator.client, &migrator.tables, role).await?;
+        tracing::info!(role, "granted the privileges that `run` needs");
+    }
+    if upstream_notify_triggers(&migrator.client, &migrator.tables.runs.quoted()).await? {
+        tracing::warn!(
+            "upstream's notify_ui trigger sends a notification for each status written; the \
+             backfill limits its rate"
+        );
+    }
+    if count == 0 {
+        tracing::info!("nothing to do: the objects are up to date");
+    }
+    Ok(())
+}
+
+impl Migrator<'_> {
+    /// Creates the history, and the schema unless an operator has created it.
+    async fn create_history(&self) -> anyhow::Result<()> {
+        if installed::history_exists(&self.client).await? {
+            return Ok(());
+        }
+        let schema_exists = installed::schema_exists(&self.client).await?;
+        let create_schema = if schema_exists {
+            ""
+        } else {
+            "create schema status_indexer;"
+        };
+        let sql = format!(
+            "-- migrate.create_history
+             {create_schema}
+             create table status_indexer.schema_history (
+               version    integer primary key,
+               name       text not null,
+               applied_at timestamptz not null default clock_timestamp(),
+               -- In the first row: an operator created the schema, so `migrate down` keeps it.
+               schema_was_there boolean not null default false
+             );
+             insert into status_indexer.schema_history (version, name, schema_was_there)
+             values (0, 'schema', {schema_exists});"
+        );
+        transaction(&self.client, &sql).await.context(
+            "cannot create the schema status_indexer: grant the role CREATE on the database, or \
+             create an empty schema and grant the role USAGE and CREATE on it",
+        )
+    }
+
+    /// Applies each step that is not recorded or not intact, in order. Returns their number.
+    async fn apply_missing(&self, applied: &[i32], cutoff_secs: i64) -> anyhow::Result<usize> {
+        let mut count = 0;
+        for step in STEPS {
+            let repeated = applied.contains(&step.version);
+            if repeated && self.is_intact(step).await? {
+                continue;
+            }
+            self.apply(step, cutoff_secs, repeated)
+                .await
+                .with_context(|| format!("step {} failed", step.name))?;
+            tracing::info!(step = step.name, repeated, "step applied");
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Whether the objects of a recorded step still exist. Checks those that can be created again
+    /// by themselves: triggers and indexes.
+    async fn is_intact(&self, step: &Step) -> anyhow::Result<bool> {
+        const TRIGGERS_INTACT: &str = "\
+-- migrate.triggers_intact
+select not exists (select
+                     from status_indexer.triggers()
+                    where table_name = $1
+                      and state in ('missing', 'replaced'))";
+        match step.kind {
+            Kind::Transaction => Ok(true),
+            Kind::Index => self.index_is_valid(step).await,
+            Kind::Triggers => {
+                let table = step.table(&self.tables).quoted();
+                query_bool(&self.client, TRIGGERS_INTACT, &[(&table, Type::TEXT)]).await
+            }
+        }
+    }
+
+    /// Applies one step, and records it unless it is recorded already.
+    async fn apply(&self, step: &Step, cutoff_secs: i64, repeated: bool) -> anyhow::Result<()> {
+        let cutoff_secs = cutoff_secs.to_string();
+        let sql = render(step.sql, &self.tables, &[("cutoff_secs", &cutoff_secs)]);
+        let record = if repeated {
+            String::new()
+        } else {
+            record(step)
+        };
+        match step.kind {
+            Kind::Index => {
+                self.build_index(step, &sql).await?;
+                Ok(self.client.batch_execute(&record).await?)
+            }
+            Kind::Triggers if repeated => {
+                let drop = render(&steps::drop_triggers(step.triggers()), &self.tables, &[]);
+                // Evidence that was written without the triggers was not enqueued.
+                self.in_transaction(&format!("{drop}{sql}\n{INVALIDATE}"))
+                    .await
+            }
+            Kind::Transaction | Kind::Triggers => {
+                self.in_transaction(&format!("{sql}\n{record}")).await
+            }
+        }
+    }
+}
+
+/// The statement that records a step in the history.
+fn record(step: &Step) -> String {
+    format!(
+        "insert into status_indexer.schema_history (version, name) values ({}, {});",
+        step.version,
+        quote_literal(step.name)
+    )
+}

@@ -1,0 +1,584 @@
+//! The plug-in of `deploy/metadata-service`, in a process with the metadata service's structure.
+//!
+//! Owns the promises about when the column answers and when the service's own joins do. The host in
+//! `tests/deploy/plugin` is ours and small; it stands for the service, with a real connection pool on
+//! a real server.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio_postgres::Client;
+
+use testkit::daemon::{Daemon, Launch};
+use testkit::database::Database;
+use testkit::proxy::Proxy;
+use testkit::wait::{eventually, within};
+use testkit::writer::Writer;
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+const SERVICE: &str = "services.metadata_service.server";
+
+/// The fingerprint of the host's joins, as the plug-in logs it.
+const HOST_JOINS: &str = "7819b9ee";
+
+const ON: &str = "status filters read the column run_status";
+const OWN: &str = "status filters use the service's own joins: ";
+
+/// How to start the host: `Service::on(&database).start().await`.
+struct Service {
+    command: Command,
+}
+
+impl Service {
+    /// With the plug-in in `PYTHONPATH` and a check every tenth of a second.
+    fn on(database: &Database) -> Self {
+        Self::at(database.url())
+    }
+
+    fn at(dsn: &str) -> Self {
+        let mut command = Command::new(python());
+        command
+            .args(["-u", "-m", SERVICE])
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("PYTHONPATH", python_path(&[deployed(), host()]))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("DSN", dsn)
+            .env("STATUS_INDEXER_PLUGIN_SECONDS", "0.1")
+            .env("STATUS_INDEXER_PLUGIN_ACCEPT", HOST_JOINS);
+        Self { command }
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    fn path(self, directories: &[PathBuf]) -> Self {
+        let path = python_path(directories);
+        self.env("PYTHONPATH", &path)
+    }
+
+    /// As `python -m status_indexer_plugin`.
+    fn by_command(mut self) -> Self {
+        let mut command = Command::new(python());
+        for (name, value) in self.command.as_std().get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        command.args(["-u", "-m", "status_indexer_plugin", SERVICE]);
+        self.command = command;
+        self
+    }
+
+    /// Starts it and waits until it answers.
+    async fn start(mut self) -> Running {
+        let mut process = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("python was found before");
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let errors = process.stderr.take().expect("it was asked for");
+        let writing = Arc::clone(&log);
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(errors).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                lock(&writing).push(line);
+            }
+        });
+        let mut running = Running {
+            questions: process.stdin.take().expect("it was asked for"),
+            answers: BufReader::new(process.stdout.take().expect("it was asked for")).lines(),
+            log,
+            _process: process,
+        };
+        let first = running.line().await;
+        assert_eq!(first, json!({"serving": true}), "{:?}", running.log());
+        running
+    }
+}
+
+/// A running host. It ends with its input, so also when the test's process is killed.
+struct Running {
+    questions: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    log: Arc<Mutex<Vec<String>>>,
+    _process: Child,
+}
+
+/// An answer: the numbers of the runs, newest first, and whether it came from the joins.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    runs: Vec<i32>,
+    joined: bool,
+}
+
+fn joins(runs: &[i32]) -> Answer {
+    let runs = runs.to_vec();
+    Answer { runs, joined: true }
+}
+
+fn column(runs: &[i32]) -> Answer {
+    let runs = runs.to_vec();
+    Answer {
+        runs,
+        joined: false,
+    }
+}
+
+impl Running {
+    async fn line(&mut self) -> Value {
+        let line = within(TIMEOUT, "the service answers", self.answers.next_line()).await;
+        let line = line.expect("its output can be read");
+        let line = line.unwrap_or_else(|| panic!("the service ended: {:?}", self.log()));
+        serde_json::from_str(&line).expect("it answers in JSON")
+    }
+
+    /// The flow's runs of a status. Always an answer, whatever happens to the database.
+    async fn ask(&mut self, status: &str) -> Answer {
+        let question = format!("{}\n", json!({"flow": "F", "status": status}));
+        let written = self.questions.write_all(question.as_bytes()).await;
+        written.expect("it reads its input");
+        let answer = self.line().await;
+        assert_eq!(answer["code"], 200, "{answer} {:?}", self.log());
+        let runs = answer["body"].as_array().expect("a list").iter();
+        let number = |run: &Value| {
+            run["run_number"]
+                .as_i64()
+                .and_then(|n| i32::try_from(n).ok())
+        };
+        Answer {
+            runs: runs.map(|run| number(run).expect("a number")).collect(),
+            joined: answer["joined"].as_bool().expect("it says who answered"),
+        }
+    }
+
+    fn log(&self) -> Vec<String> {
+        lock(&self.log).clone()
+    }
+
+    /// The plug-in's log messages, without the logger's name.
+    fn said(&self) -> Vec<String> {
+        let log = self.log();
+        let ours = log.iter().filter_map(|line| {
+            let (_, rest) = line.split_once(":status_indexer_plugin:")?;
+            Some(rest.to_owned())
+        });
+        ours.collect()
+    }
+
+    /// Waits until this is its last log message.
+    async fn says(&self, text: &str) {
+        let what = format!("it says {text}");
+        let waited = tokio::time::timeout(
+            TIMEOUT,
+            eventually(2 * TIMEOUT, &what, async || {
+                self.said().last().is_some_and(|last| last.contains(text))
+            }),
+        )
+        .await;
+        assert!(waited.is_ok(), "not {what}: {:#?}", self.log());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn deployed() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/metadata-service")
+}
+
+fn host() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/plugin")
+}
+
+fn python_path(directories: &[PathBuf]) -> String {
+    let joined = std::env::join_paths(directories).expect("no colon in our paths");
+    joined.into_string().expect("our paths are text")
+}
+
+/// A Python with the service's packages: the first in PATH, or the system's.
+fn python() -> &'static str {
+    static PYTHON: OnceLock<&str> = OnceLock::new();
+    PYTHON.get_or_init(|| {
+        let able = |python: &&str| {
+            let tried = std::process::Command::new(python)
+                .args(["-c", "import aiopg, psycopg2"])
+                .stderr(Stdio::null())
+                .status();
+            tried.is_ok_and(|status| status.success())
+        };
+        let found = ["python3", "/usr/bin/python3"].into_iter().find(able);
+        found.expect("a python3 with aiopg and psycopg2 is installed: .ci/setup test does it")
+    })
+}
+
+/// Two runs that failed and one that completed, far enough in the past to be settled.
+async fn three_runs(writer: &Writer) -> [i32; 3] {
+    writer.insert_flow("F").await;
+    let now = writer.now_ms().await;
+    let mut runs = [0; 3];
+    for (run, value) in runs.iter_mut().zip(["False", "True", "False"]) {
+        *run = writer.insert_run("F", Some(now / 1000)).await;
+        writer.attempt_ok("F", *run, value, now).await;
+    }
+    runs
+}
+
+/// Three runs, an indexer, and a service that reads the column.
+struct Site {
+    database: Database,
+    admin: Client,
+    failed: [i32; 2],
+    daemon: Daemon,
+    service: Running,
+}
+
+impl Site {
+    async fn start() -> Self {
+        Self::with(|service| service).await
+    }
+
+    async fn with(change: impl FnOnce(Service) -> Service) -> Self {
+        let database = Database::fresh().await;
+        let [first, _, third] = three_runs(&database.writer().await).await;
+        let daemon = Launch::on(&database).start().await;
+        let service = change(Service::on(&database)).start().await;
+        service.says(ON).await;
+        let admin = database.client().await;
+        Self {
+            admin,
+            database,
+            failed: [third, first],
+            daemon,
+            service,
+        }
+    }
+
+    async fn sql(&self, statements: &str) {
+        let done = self.admin.batch_execute(statements).await;
+        done.expect("the superuser may");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_joins_answer_until_the_column_is_valid_and_then_the_column() {
+    let database = Database::fresh().await;
+    let [first, second, third] = three_runs(&database.writer().await).await;
+    let mut service = Service::on(&database).start().await;
+    service.says("the indexer is not installed").await;
+    assert_eq!(service.ask("failed").await, joins(&[third, first]));
+
+    let migrated = Launch::on(&database)
+        .args(&["migrate", "up"])
+        .output()
+        .await;
+    assert!(migrated.status.success());
+    service.says("the column is not valid").await;
+    assert_eq!(service.ask("failed").await, joins(&[third, first]));
+
+    let _daemon = Launch::on(&database).start().await;
+    service.says(ON).await;
+    assert_eq!(service.ask("failed").await, column(&[third, first]));
+    assert_eq!(service.ask("completed").await, column(&[second]));
+    assert_eq!(service.ask("running").await, column(&[]));
+    // One line per change, however many checks there were. A check between two steps of the migration
+    // has a doubt of its own.
+    let said = service.said();
+    let [absent, between @ .., unfinished, on] = said.as_slice() else {
+        panic!("too little was said: {said:?}");
+    };
+    assert!(absent.contains("the indexer is not installed"), "{said:?}");
+    assert!(unfinished.contains("the column is not valid"), "{said:?}");
+    assert_eq!(on, ON);
+    let mut doubts = [absent, unfinished].into_iter().chain(between);
+    assert!(doubts.all(|line| line.starts_with(OWN)), "{said:?}");
+    assert!(said.windows(2).all(|two| two[0] != two[1]), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_one_range_of_the_listing_index() {
+    let site = Site::start().await;
+    site.sql(
+        "insert into runs_v3 (flow_id, ts_epoch, tags, system_tags, run_status)
+         select 'F', n, '[]', '[]', case when n % 10 = 0 then 'failed' else 'completed' end
+           from generate_series(1, 20000) n;
+         analyze runs_v3;",
+    )
+    .await;
+    let explain = "\
+explain (costs off)
+select * from (select runs_v3.flow_id as flow_id, runs_v3.run_number as run_number,
+                      runs_v3.ts_epoch as ts_epoch, run_status AS status from runs_v3) t
+ where \"flow_id\" = 'F' and (\"status\" = 'failed') and (ts_epoch, run_number) < (9000, 9000)
+ order by ts_epoch desc, run_number desc limit 51";
+    let rows = site.admin.query(explain, &[]).await.expect("a plan");
+    let plan: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    assert!(plan[1].contains("status_indexer_listing"), "{plan:#?}");
+    assert!(plan[2].contains("ROW(ts_epoch, run_number) <"), "{plan:#?}");
+    // A limit and an index scan with its condition: no sort, no filter.
+    assert_eq!(plan.len(), 3, "{plan:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_joins_answer_again_while_the_column_is_in_doubt() {
+    let mut site = Site::start().await;
+    let failed = site.failed;
+    let doubts = [
+        (
+            "update status_indexer.state set valid_since = null",
+            "update status_indexer.state set valid_since = now()",
+            "the column is not valid",
+        ),
+        (
+            "update status_indexer.state set cutoff_secs = 20",
+            "update status_indexer.state set cutoff_secs = 360",
+            "RUN_INACTIVE_CUTOFF_TIME is 360 for the service and 20 for the indexer",
+        ),
+        (
+            "update status_indexer.state set definition_version = 2",
+            "update status_indexer.state set definition_version = 1",
+            "definition 2",
+        ),
+        (
+            "update status_indexer.state set runs_table = 'public.flows_v3'",
+            "update status_indexer.state set runs_table = 'public.runs_v3'",
+            "a table other than runs_v3",
+        ),
+    ];
+    // No daemon writes the state meanwhile.
+    site.daemon.freeze().await;
+    for (doubt, relief, text) in doubts {
+        site.sql(doubt).await;
+        site.service.says(text).await;
+        assert_eq!(site.service.ask("failed").await, joins(&failed), "{doubt}");
+        site.sql(relief).await;
+        site.service.says(ON).await;
+        assert_eq!(
+            site.service.ask("failed").await,
+            column(&failed),
+            "{relief}"
+        );
+    }
+    site.daemon.kill9().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_without_a_running_daemon_is_in_doubt() {
+    let mut site = Site::start().await;
+    site.daemon.kill9().await;
+    // Queued events.
+    let writer = site.database.writer().await;
+    writer
+        .attempt("F", site.failed[0], writer.now_ms().await + 1000)
+        .await;
+    assert!(
+        !site.service.ask("failed").await.joined,
+        "it waits for a moment only"
+    );
+    site.sql("update status_indexer.queue set enqueued_at = enqueued_at - interval '2 min'")
+        .await;
+    site.service
+        .says("check that `status-indexer run` is running")
+        .await;
+    site.sql("delete from status_indexer.queue").await;
+    site.service.says(ON).await;
+
+    // A passed deadline: a run whose heartbeat stopped, written without an event.
+    let silently = "set session_replication_role = replica;";
+    let stop =
+        "insert into runs_v3 (flow_id, ts_epoch, tags, system_tags, last_heartbeat_ts, run_status)
+                select 'F', 1, '[]', '[]', extract(epoch from now()) - 360 - 61, 'running';";
+    site.sql(&format!("{silently} {stop} reset session_replication_role"))
+        .await;
+    site.service
+        .says("check that `status-indexer run` is running")
+        .await;
+    assert!(site.service.ask("failed").await.joined);
+
+    // A daemon handles both, and the doubt ends.
+    let _daemon = Launch::on(&site.database).start().await;
+    site.service.says(ON).await;
+    assert_eq!(
+        site.service.ask("failed").await.runs.len(),
+        2,
+        "one retries, one is new"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_retried_for_ever_raises_no_doubt() {
+    let site = Site::start().await;
+    let writer = site.database.writer().await;
+    let old = writer.now_secs().await - 10_000;
+    let run = writer.insert_run("F", Some(old)).await;
+    writer.attempt_ok("F", run, "False", old * 1000).await;
+    writer.attempt("F", run, old * 1000 + 1).await;
+    eventually(TIMEOUT, "running", async || {
+        writer.status("F", run).await == "running"
+    })
+    .await;
+    // Several checks pass; the doubt about the queue shows when they have.
+    site.daemon.freeze().await;
+    site.sql("insert into status_indexer.queue (flow_id, run_number, enqueued_at) values ('F', 1, now() - interval '2 min')").await;
+    site.service
+        .says("check that `status-indexer run` is running")
+        .await;
+    site.daemon.thaw();
+    site.service.says(ON).await;
+    let said = site.service.said();
+    assert_eq!(said.len(), 3, "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_dropped_between_two_checks_costs_no_answer() {
+    let mut site = Site::with(|service| service.env("STATUS_INDEXER_PLUGIN_SECONDS", "3600")).await;
+    let failed = site.failed;
+    assert_eq!(site.service.ask("failed").await, column(&failed));
+    site.daemon.kill9().await;
+    let removed = Launch::on(&site.database)
+        .args(&["migrate", "down"])
+        .output()
+        .await;
+    assert!(removed.status.success());
+    assert_eq!(site.service.ask("failed").await, joins(&failed));
+    assert_eq!(site.service.ask("completed").await.runs.len(), 1);
+    let said = site.service.said();
+    assert_eq!(
+        said[1..],
+        [format!("{OWN}the column is missing or not readable")]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_without_an_answer_delay_no_request_and_disable_the_column() {
+    let mut site = Site::start().await;
+    let failed = site.failed;
+    let holder = site.database.client().await;
+    let lock = "begin; lock table status_indexer.state in access exclusive mode";
+    holder.batch_execute(lock).await.expect("the superuser may");
+    let start = std::time::Instant::now();
+    assert_eq!(site.service.ask("failed").await, column(&failed));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    site.service.says("the column cannot be checked").await;
+    assert_eq!(site.service.ask("failed").await, joins(&failed));
+    assert_eq!(site.service.log().len(), 2, "nothing else is in the log");
+    holder.batch_execute("rollback").await.expect("it ends");
+    site.service.says(ON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_without_the_privileges_keeps_its_joins() {
+    let site = Site::start().await;
+    site.sql(&format!(
+        "create role {0} login; grant select on runs_v3, metadata_v3 to {0}",
+        site.database.name()
+    ))
+    .await;
+    let dsn = site
+        .database
+        .url()
+        .replace("postgres@", &format!("{}@", site.database.name()));
+    let mut service = Service::at(&dsn).start().await;
+    service
+        .says("the service's role needs usage on schema status_indexer")
+        .await;
+    assert_eq!(service.ask("failed").await, joins(&site.failed));
+    // The grants of the README suffice.
+    site.sql(&format!(
+        "grant usage on schema status_indexer to {0}; grant select on status_indexer.state, status_indexer.queue to {0}",
+        site.database.name()
+    ))
+    .await;
+    service.says(ON).await;
+    assert_eq!(service.ask("failed").await, column(&site.failed));
+    drop(service);
+    site.sql(&format!(
+        "drop owned by {0}; drop role {0}",
+        site.database.name()
+    ))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unresponsive_database_that_recovers_needs_no_restart() {
+    let database = Database::fresh().await;
+    let [first, _, third] = three_runs(&database.writer().await).await;
+    let _daemon = Launch::on(&database).start().await;
+    let proxy = Proxy::to(testkit::database::shared().await.address()).await;
+    let mut service = Service::at(&database.url_through(proxy.address()))
+        .start()
+        .await;
+    service.says(ON).await;
+    proxy.cut();
+    // The host does not retry; the plug-in's checks meet the broken connections first.
+    eventually(TIMEOUT, "it has looked", async || {
+        let looks = "select from pg_stat_activity where query like '-- plugin.state%' and datname = current_database()";
+        let client = database.client().await;
+        !client.query(looks, &[]).await.expect("an answer").is_empty()
+    })
+    .await;
+    service.says(ON).await;
+    assert_eq!(service.ask("failed").await, column(&[third, first]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_with_another_structure_is_not_changed() {
+    let site = Site::start().await;
+    let unknown = Service::on(&site.database).env("STATUS_INDEXER_PLUGIN_ACCEPT", "");
+    let mut service = unknown.start().await;
+    service
+        .says(&format!(
+            "inactive: the service's joins have the unknown fingerprint {HOST_JOINS}"
+        ))
+        .await;
+    assert_eq!(service.ask("failed").await, joins(&site.failed));
+
+    let old = Service::on(&site.database)
+        .env("HOST_RELEASE", "old")
+        .start()
+        .await;
+    old.says("inactive: this release of the service has no status filter with joins")
+        .await;
+
+    let off = Service::on(&site.database).env("STATUS_INDEXER_PLUGIN", "off");
+    let mut service = off.start().await;
+    assert_eq!(service.ask("failed").await, joins(&site.failed));
+    assert_eq!(service.said(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plugin_loads_by_path_or_command_and_hides_no_other_sitecustomize() {
+    let site = Site::start().await;
+    let others = tempfile::tempdir().expect("a directory");
+    let greeting = "import sys; print('another was here', file=sys.stderr)";
+    std::fs::write(others.path().join("sitecustomize.py"), greeting).expect("a file of ours");
+    let others = others.path().to_owned();
+
+    let path = [deployed(), others.clone(), host()];
+    let service = Service::on(&site.database).path(&path).start().await;
+    service.says(ON).await;
+    assert!(service.log().iter().any(|line| line == "another was here"));
+
+    // Where another sitecustomize comes first and does not continue the search, the command works.
+    let path = [others, deployed(), host()];
+    let mut service = Service::on(&site.database).path(&path).start().await;
+    assert!(service.ask("failed").await.joined);
+    assert_eq!(service.said(), [""; 0]);
+    let mut service = Service::on(&site.database)
+        .path(&path)
+        .by_command()
+        .start()
+        .await;
+    service.says(ON).await;
+    assert_eq!(service.ask("failed").await, column(&site.failed));
+}

@@ -1,0 +1,137 @@
+//! The scrape configurations against a real Prometheus, where the machine has one.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::docs::{path, text};
+use testkit::daemon::Launch;
+use testkit::database::Database;
+use testkit::wait::eventually_eq;
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+const STATIC: &str = "deploy/prometheus/scrape.yml";
+const KUBERNETES: &str = "deploy/prometheus/scrape-kubernetes.yml";
+
+/// Whether the machine has the program; `.ci/setup test` brings it.
+fn there(program: &str) -> bool {
+    let answer = std::process::Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if answer.is_err() {
+        eprintln!("{program} is not there: not tried");
+    }
+    answer.is_ok()
+}
+
+/// A configuration with other targets, as JSON, which is YAML.
+fn configuration(name: &str, target: &str, interval: &str) -> Value {
+    let mut config: Value = serde_saphyr::from_str(&text(name)).expect("it is YAML");
+    let job = config["scrape_configs"][0]
+        .as_object_mut()
+        .expect("a job is a mapping");
+    // Distributions build Prometheus without the discovery of Kubernetes.
+    job.remove("kubernetes_sd_configs");
+    job.insert("static_configs".into(), json!([{ "targets": [target] }]));
+    job.insert("scrape_interval".into(), json!(interval));
+    job.insert("scrape_timeout".into(), json!(interval));
+    config
+}
+
+async fn check(file: &Path) {
+    let output = Command::new("promtool")
+        .args(["check", "config"])
+        .arg(file)
+        .output()
+        .await
+        .expect("it was there a moment ago");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test]
+async fn promtool_accepts_the_scrape_configurations() {
+    if !there("promtool") {
+        return;
+    }
+    check(&path(STATIC)).await;
+    let directory = tempfile::tempdir().expect("a directory of our own");
+    let file = directory.path().join("kubernetes.yml");
+    let config = configuration(KUBERNETES, "localhost:9487", "1s").to_string();
+    std::fs::write(&file, config).expect("the directory is ours");
+    check(&file).await;
+}
+
+#[tokio::test]
+async fn prometheus_scrapes_a_daemon_by_the_scrape_configuration() {
+    if !there("prometheus") {
+        return;
+    }
+    let database = Database::fresh().await;
+    let daemon = Launch::on(&database).start().await;
+    let directory = tempfile::tempdir().expect("a directory of our own");
+    let file = directory.path().join("prometheus.yml");
+    let target = daemon.address().await.to_string();
+    let config = configuration(STATIC, &target, "1s").to_string();
+    std::fs::write(&file, config).expect("the directory is ours");
+
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port();
+    let _prometheus = Command::new("prometheus")
+        .arg(format!("--config.file={}", file.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            directory.path().join("data").display()
+        ))
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it was there a moment ago");
+
+    for query in [
+        r#"up{job="status-indexer"}"#,
+        r#"status_indexer_valid{job="status-indexer"}"#,
+        r#"status_indexer_leader{job="status-indexer"}"#,
+    ] {
+        let what = format!("Prometheus knows {query}");
+        eventually_eq(TIMEOUT, &what, Some("1".to_owned()), async || {
+            ask(port, query).await
+        })
+        .await;
+    }
+}
+
+/// The value of a query that has one series.
+async fn ask(port: u16, query: &str) -> Option<String> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(2))
+        .build()
+        .expect("a plain client needs nothing");
+    let answer: Value = client
+        .get(format!("http://127.0.0.1:{port}/api/v1/query"))
+        .query(&[("query", query)])
+        .send()
+        .await
+        .ok()?
+        .json()
+        .await
+        .ok()?;
+    let value = answer["data"]["result"][0]["value"][1].as_str()?;
+    Some(value.to_owned())
+}
