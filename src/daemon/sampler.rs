@@ -3,7 +3,7 @@
 //!
 //! The only place that sets the gauge of validity. Samples at an interval, and at once when a stage
 //! signals that the state may have changed. Invalidates the column as soon as it finds an obstacle, so
-//! that readers see it too. Called by the daemon; works whoever leads.
+//! that readers of the column see it too. Called by the daemon; works whoever leads.
 
 use std::time::Duration;
 
@@ -20,9 +20,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The interval until the column is valid.
 const INTERVAL_UNTIL_VALID: Duration = Duration::from_secs(1);
-
-/// Samples of the queue, one in so many samples of the state.
-const QUEUE_EVERY: u32 = 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -42,13 +39,19 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// Runs until `stop`; then closes the pool.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let mut round = 0_u32;
         loop {
-            if round.is_multiple_of(QUEUE_EVERY) {
-                self.sample_queue().await;
+            self.store.db().observe_pool();
+            let sampled = self.sample().await;
+            let unreachable = matches!(&sampled, Err(error) if error.is_unreachable());
+            self.health.set(
+                Condition::DatabaseUnreachable,
+                unreachable.then_some("the database does not answer"),
+            );
+            match sampled {
+                Ok(state) => self.observe(&state).await,
+                // Errors are counted by the call, and logged by the stages.
+                Err(error) => self.observe_missing(&error),
             }
-            round = round.wrapping_add(1);
-            self.sample_state().await;
             self.health.check_stages();
             let interval = if self.metrics.valid.get() == 1 {
                 INTERVAL
@@ -64,31 +67,17 @@ impl Sampler {
         self.store.db().close();
     }
 
-    async fn sample_queue(&self) {
-        self.store.db().observe_pool();
-        // Errors are counted by the call, and logged by the stages.
-        let Ok((depth, oldest_secs)) = self.store.queue_depth().await else {
-            return;
-        };
+    async fn sample(&self) -> Result<State, Error> {
+        let (depth, oldest_secs) = self.store.queue_depth().await?;
         self.metrics.queue_depth.set(depth);
         self.metrics.queue_oldest_age_seconds.set(oldest_secs);
         let delayed = oldest_secs > self.max_event_age.as_secs_f64();
-        let reason = format!("the oldest event has been in the queue for {oldest_secs:.0} s");
+        let reason = format!(
+            "events are delayed: the oldest has been in the queue for {oldest_secs:.0} s"
+        );
         self.health
             .set(Condition::EventsDelayed, delayed.then_some(&reason));
-    }
-
-    async fn sample_state(&self) {
-        let state = self.store.load_state().await;
-        let unreachable = match &state {
-            Err(error) if error.is_unreachable() => Some("the database does not answer"),
-            _ => None,
-        };
-        self.health.set(Condition::DatabaseUnreachable, unreachable);
-        match state {
-            Ok(state) => self.observe(&state).await,
-            Err(error) => self.observe_missing(&error),
-        }
+        self.store.load_state().await
     }
 
     async fn observe(&self, state: &State) {
@@ -107,15 +96,12 @@ impl Sampler {
         if valid && !state.obstacles.is_empty() && self.store.invalidate().await.is_ok() {
             valid = false;
         }
-        self.set_valid(
-            valid,
-            "the column is not valid: the backfill is not complete",
-        );
+        self.set_valid(valid, "the column is not valid: the backfill is not complete");
     }
 
     /// The state cannot be read.
     fn observe_missing(&self, error: &Error) {
-        // The objects were removed, or a restore left them out: nobody maintains the column.
+        // Objects were removed, or a restore left them out: nobody maintains the column.
         if error.remedy() == Remedy::Migrate {
             self.set_valid(
                 false,

@@ -24,7 +24,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(3_600);
 /// The shortest sleep, so that deadlines close together share one scan.
 const MIN_SLEEP: Duration = Duration::from_millis(25);
 
-/// An insert whose heartbeat is no older than this creates no event: its deadline may be so much
+/// An insert with a heartbeat at most this old creates no event: its deadline may be so much
 /// closer than the cutoff, and nobody knows of it before the next scan.
 const FRESH_INSERT: Duration = Duration::from_secs(5);
 

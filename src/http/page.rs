@@ -150,7 +150,7 @@ fn pipeline(metrics: &Metrics) -> String {
     rows([
         ("role", role),
         ("LISTEN connection", listener),
-        ("queue, sampled every 15 s", &queue),
+        ("queue, sampled every 10 s", &queue),
         ("events processed", &count(metrics.events_total.get())),
         (
             "notifications received",

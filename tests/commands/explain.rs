@@ -380,7 +380,7 @@ async fn a_configured_cutoff_that_differs_from_the_stored_one_is_ignored_with_a_
         &[
             "using the cutoff in force in the database",
             "\"configured\":30",
-            "\"stored\":360",
+            "\"in_force\":360",
         ],
     );
     let output = installation.explain(&["F", &run, "--cutoff", "360"]).await;

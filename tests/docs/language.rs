@@ -22,7 +22,7 @@ const WORDS: &[(&str, &str)] = &[
     ("in flight", "pending"),
     ("step aside", "isolate, requeue"),
     ("postpone", "requeue"),
-    ("limit", "admission, or the limit's name"),
+    ("patience", "limit, or admission"),
     ("ledger", "oracle"),
     ("befall", "fault"),
     ("to be had", "available"),

@@ -1,6 +1,6 @@
 //! A network that stops delivering without closing connections.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use testkit::daemon::Launch;
 use testkit::database::{Database, shared};

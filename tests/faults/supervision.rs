@@ -30,7 +30,7 @@ async fn readiness(daemon: &Daemon) -> Option<u16> {
 fn reason(daemon: &Daemon) -> String {
     let log = daemon.log();
     let last = log.last().expect("a daemon that gives up says why");
-    assert_eq!(last["message"], "gave up", "{log:?}");
+    assert_eq!(last["message"], "command failed", "{log:?}");
     last["error"].as_str().unwrap_or_default().to_owned()
 }
 

@@ -10,7 +10,7 @@ use testkit::drift::{eventually_no_drift, eventually_status};
 use testkit::wait::{eventually, eventually_eq};
 use testkit::writer::Writer;
 
-use super::{command, run};
+use super::command;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -124,7 +124,7 @@ async fn row_level_security_is_refused_and_changes_no_status() {
 async fn a_trigger_that_is_missing_while_the_daemon_runs_invalidates_the_column_until_it_is_back() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
-    let daemon = run(&database).start().await;
+    let daemon = Launch::on(&database).start().await;
     writer.insert_flow("F").await;
     let lost = writer.insert_run("F", None).await;
     eventually_status(&writer, "F", lost, "failed").await;

@@ -46,7 +46,7 @@ async fn drift_is_found_corrected_counted_and_logged() {
     .await;
     daemon
         .logged("with its evidence", |line| {
-            line["message"] == "the stored status was wrong"
+            line["message"] == "the stored status had drifted; corrected"
                 && line["run.run_number"] == run
                 && line["expected"] == "completed"
                 && line["attempt_ok"] == "true"

@@ -369,6 +369,6 @@ async fn writers(database: &Database) -> Vec<Client> {
 
 fn drift_in(daemon: &Daemon) -> Vec<Value> {
     let mut log = daemon.log();
-    log.retain(|line| line["message"] == "the stored status was wrong");
+    log.retain(|line| line["message"] == "the stored status had drifted; corrected");
     log
 }
