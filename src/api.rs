@@ -1,8 +1,8 @@
 //! The read API: the metadata service's endpoint for runs, answered from the column.
 //!
 //! Owns the routes, the limits on requests and their errors. Promises answers in upstream's form
-//! ([`filter`] and [`cursor`] read what upstream reads), values that reach the database only as
-//! parameters ([`selection`]), and reads that never delay the indexer ([`reader`] has its own
+//! (`filter` and `cursor` read what upstream reads), values that reach the database only as
+//! parameters (`selection`), and reads that never delay the indexer (`reader` has its own
 //! connections). Served by [`crate::http`]. Never writes.
 
 mod admission;

@@ -1,8 +1,8 @@
 //! The daemon: starts its stages, watches over them, and stops them.
 //!
-//! The stages, in the order of an event's path: the [`listener`] receives notifications and holds the
-//! leadership, the [`worker`] drains the queue, the [`sweeper`] handles deadlines, the [`reconciler`]
-//! proves the column; the [`sampler`] sets gauges. A stage that ends early, by a panic or otherwise,
+//! The stages, in the order of an event's path: the `listener` receives notifications and holds the
+//! leadership, the `worker` drains the queue, the `sweeper` handles deadlines, the `reconciler`
+//! proves the column; the `sampler` sets gauges. A stage that ends early, by a panic or otherwise,
 //! stops the daemon with an error, because half a daemon looks healthy and is not. An unavailable
 //! database stops nothing.
 

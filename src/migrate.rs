@@ -3,7 +3,7 @@
 //! Promises that only one migrator works at a time, and that each step is applied completely or not
 //! at all: after a crash at any point, the same command continues. A statement that locks a busy
 //! table gives up after [`LOCK_TIMEOUT`] and retries, so that no other session queues behind it for
-//! longer. Indexes are built concurrently. [`down`] leaves the database as it was before [`up`].
+//! longer. Indexes are built concurrently. [`down()`] leaves the database as it was before [`up()`].
 //! Called by the command `migrate` and, with `--migrate`, at the start of the daemon.
 
 mod down;

@@ -2,7 +2,7 @@
 //!
 //! Knows PostgreSQL and nothing of runs. [`Db`] is the only way in for the stages: it times, counts
 //! and bounds each call, so that no caller can forget to. The LISTEN connection is opened by
-//! [`Connector::connect_bare`], because a pool drives its connections itself and would swallow the
+//! `Connector::connect_bare`, because a pool drives its connections itself and would swallow the
 //! notifications.
 
 mod dsn;
