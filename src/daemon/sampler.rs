@@ -72,9 +72,8 @@ impl Sampler {
         self.metrics.queue_depth.set(depth);
         self.metrics.queue_oldest_age_seconds.set(oldest_secs);
         let delayed = oldest_secs > self.max_event_age.as_secs_f64();
-        let reason = format!(
-            "events are delayed: the oldest has been in the queue for {oldest_secs:.0} s"
-        );
+        let reason =
+            format!("events are delayed: the oldest has been in the queue for {oldest_secs:.0} s");
         self.health
             .set(Condition::EventsDelayed, delayed.then_some(&reason));
         self.store.load_state().await
@@ -96,7 +95,10 @@ impl Sampler {
         if valid && !state.obstacles.is_empty() && self.store.invalidate().await.is_ok() {
             valid = false;
         }
-        self.set_valid(valid, "the column is not valid: the backfill is not complete");
+        self.set_valid(
+            valid,
+            "the column is not valid: the backfill is not complete",
+        );
     }
 
     /// The state cannot be read.
