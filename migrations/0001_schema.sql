@@ -65,6 +65,10 @@ create table status_indexer.grants (
 -- leave dead versions for as long as any transaction holds an old snapshot.
 create sequence status_indexer.notify_suppressed_until minvalue 0 start 0;
 
+-- When the leader last renewed its heartbeat (milliseconds since the epoch), once a second. A follower
+-- that sees an old one leads without the lock: the server process that holds the lock may be frozen.
+create sequence status_indexer.leader_heartbeat minvalue 0 start 0;
+
 -- Marks the column as not valid. A new generation begins, so no scan in progress can mark it valid;
 -- the next scan starts at the first run. Call it after changing evidence while triggers were
 -- disabled. Returns the new generation.

@@ -150,3 +150,40 @@ as $$
   select coalesce(bool_and(t.state = 'enabled'), false)
     from status_indexer.triggers() t
 $$;
+
+-- What keeps the indexer from seeing every row and every event, for the role that calls. While there is
+-- any, no scan makes the column valid, and a valid column is invalidated.
+create function status_indexer.obstacles()
+returns table (kind text, detail text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return query
+    select 'triggers_missing',
+           format('trigger %s on %s is %s: run `status-indexer migrate status`',
+                  t.trigger_name, t.table_name, t.state)
+      from status_indexer.triggers() t
+     where t.state <> 'enabled';
+
+  return query
+    select 'rows_hidden',
+           format('row level security of %s applies to role %s: grant it BYPASSRLS, or run as the owner '
+                  'of the table', o.name, current_user)
+      from status_indexer.state s
+     cross join lateral unnest(array[s.runs_table, s.metadata_table]) o (name)
+     where row_security_active(to_regclass(o.name)::oid);
+
+  -- Scans read the runs in the order of an index on text.
+  if current_setting('server_version_num')::integer >= 150000 then
+    return query execute $query$
+      select 'collation_changed',
+             format('database %s was created with version %s of its collation, and the server now uses %s: '
+                    'reindex its tables, then run `alter database %I refresh collation version`',
+                    d.datname, d.datcollversion, pg_database_collation_actual_version(d.oid), d.datname)
+        from pg_database d
+       where d.datname = current_database()
+         and d.datcollversion <> pg_database_collation_actual_version(d.oid)$query$;
+  end if;
+end
+$$;

@@ -6,6 +6,7 @@
 //! stops the daemon with an error, because half a daemon looks healthy and is not. An unavailable
 //! database stops nothing.
 
+mod health;
 mod leadership;
 mod listener;
 mod reconciler;
@@ -29,6 +30,7 @@ use crate::migrate;
 use crate::pg::{Connector, Db, SessionProfile};
 use crate::signals::Signals;
 use crate::store::Store;
+use health::Health;
 use leadership::Leadership;
 use listener::Listener;
 use reconciler::Reconciler;
@@ -168,11 +170,13 @@ impl Daemon {
         metrics.up.set(1);
         let store = Store::new(db.clone());
         let signals = Signals::default();
+        let health = Health::new(metrics.clone());
         let (leadership, leader) = Leadership::new(stop.clone());
         let worker = Worker {
             store: store.clone(),
             leader: leader.clone(),
             signals: signals.clone(),
+            health: health.clone(),
             metrics: metrics.clone(),
         };
         let sweeper = Sweeper {
@@ -181,6 +185,7 @@ impl Daemon {
             signals: signals.clone(),
             cutoff: Duration::from_secs(self.cutoff_secs.unsigned_abs()),
             interval: Duration::from_secs(self.args.sweep_interval),
+            health: health.clone(),
             metrics: metrics.clone(),
         };
         let reconciler = Reconciler {
@@ -191,6 +196,7 @@ impl Daemon {
             rate: self.args.reconcile_rate.into(),
             interval: Duration::from_secs(self.args.reconcile_interval),
             upstream_notify_triggers: started.upstream_notify_triggers,
+            health: health.clone(),
             metrics: metrics.clone(),
         };
         let listener = Listener {
@@ -198,11 +204,14 @@ impl Daemon {
             db,
             leadership,
             signals: signals.clone(),
+            health: health.clone(),
             metrics: metrics.clone(),
         };
         let sampler = Sampler {
             store,
             signals,
+            health,
+            max_event_age: Duration::from_secs(self.args.max_event_age),
             metrics: metrics.clone(),
         };
         // The stages that wait for a term first, then the one that begins it.

@@ -23,6 +23,7 @@ pub mod status;
 pub mod backoff;
 pub mod error;
 pub mod exit;
+mod log_limit;
 pub mod output;
 mod percent;
 pub mod shutdown;

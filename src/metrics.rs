@@ -4,15 +4,18 @@
 //! combination that is known beforehand is exported from the start, so that `increase()` sees the first
 //! event too; ids of flows and runs go to the log.
 
+mod conditions;
 mod lags;
 
 use prometheus::core::{Collector as _, Desc};
 use prometheus::{
     CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
-    IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::status::{Reason, Status};
+pub use conditions::Condition;
+use conditions::Conditions;
 pub use lags::Lags;
 
 /// Upper bounds in seconds for durations that should be milliseconds: 0.5 ms to 60 s.
@@ -27,6 +30,7 @@ macro_rules! metrics {
         #[derive(Debug, Clone)]
         pub struct Metrics {
             registry: Registry,
+            conditions: Conditions,
             $($(#[doc = $help])+ pub $field: $kind,)+
         }
 
@@ -44,7 +48,7 @@ macro_rules! metrics {
                         .expect("names of fields are distinct");
                     metric
                 };)+
-                let metrics = Self { registry, $($field),+ };
+                let metrics = Self { registry, conditions: Conditions::default(), $($field),+ };
                 metrics.export_known_labels();
                 metrics
             }
@@ -80,6 +84,10 @@ metrics! {
     leader: IntGauge,
     /// 1 while the column is valid: a scan of all runs is complete, with all triggers enabled.
     valid: IntGauge,
+    /// 1 while a condition holds under which statuses may be wrong or late.
+    unhealthy: IntGaugeVec("condition"),
+    /// 1 while this daemon is the leader and polls the queue, because it has no LISTEN connection.
+    polling: IntGauge,
     /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler.
     listener_connected: IntGauge,
     /// LISTEN connections lost and reopened.
@@ -181,6 +189,9 @@ impl Metrics {
     /// Exports the combinations of labels that are known beforehand as 0. A counter that appears with
     /// the value 1 has no increase, so an alert would miss the first event.
     fn export_known_labels(&self) {
+        for condition in Condition::ALL {
+            self.unhealthy.with_label_values(&[condition.name()]);
+        }
         for cause in CAUSES {
             self.drift_total.with_label_values(&[cause]);
         }
@@ -204,6 +215,39 @@ impl Metrics {
                 self.http_requests_total.with_label_values(&[route, code]);
             }
         }
+    }
+
+    /// Sets or clears a condition, with its reason; returns whether it held before.
+    pub fn set_condition(&self, condition: Condition, reason: Option<&str>) -> bool {
+        self.unhealthy
+            .with_label_values(&[condition.name()])
+            .set(reason.is_some().into());
+        self.conditions.set(condition, reason)
+    }
+
+    /// The conditions that hold, each with its reason.
+    #[must_use]
+    pub fn conditions(&self) -> Vec<(Condition, String)> {
+        self.conditions.all()
+    }
+
+    /// Why the daemon is not ready, for `/readyz` and the status page; empty if it is.
+    #[must_use]
+    pub fn unmet(&self) -> Vec<String> {
+        let mut unmet: Vec<String> = Vec::new();
+        if self.up.get() == 0 {
+            unmet.push("the database does not answer".to_owned());
+        }
+        for (condition, reason) in self.conditions() {
+            if condition != Condition::DatabaseUnreachable {
+                unmet.push(reason);
+            }
+        }
+        // Before the first sample.
+        if unmet.is_empty() && self.valid.get() == 0 {
+            unmet.push("the column is not valid: the backfill is not complete".to_owned());
+        }
+        unmet
     }
 
     /// Adds the process's own metrics (memory, CPU, descriptors), where the platform has them.

@@ -18,9 +18,21 @@ pub struct Signals {
     /// To the sampler: the state of the column may have changed.
     pub state_changed: Wakeup,
     busy: Arc<AtomicBool>,
+    polling: Arc<AtomicBool>,
 }
 
 impl Signals {
+    /// Whether notifications cannot be received, so that the worker polls.
+    #[must_use]
+    pub fn is_polling(&self) -> bool {
+        self.polling.load(Ordering::Relaxed)
+    }
+
+    /// Sets whether notifications can be received.
+    pub fn set_polling(&self, polling: bool) {
+        self.polling.store(polling, Ordering::Relaxed);
+    }
+
     /// Whether events arrive fast, so that background work should yield.
     #[must_use]
     pub fn is_busy(&self) -> bool {

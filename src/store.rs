@@ -25,7 +25,7 @@ pub use explain::{Evidence, EvidenceRow, Explanation, explain};
 pub use queue::Drained;
 pub use runs::{Compared, DEADLINE_SLACK, Detail, Difference, Due, Explained};
 pub(crate) use state::INVALIDATE;
-pub use state::{DEFINITION_VERSION, State};
+pub use state::{DEFINITION_VERSION, Obstacle, ObstacleKind, State};
 
 /// The calls into the database, with the batch size that they share.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 -- The indexer's own objects. Without cascade: an object that somebody else created in the schema
 -- stops it.
 drop view if exists status_indexer.run_status;
+drop function if exists status_indexer.obstacles();
 drop function if exists status_indexer.triggers_enabled();
 drop function if exists status_indexer.triggers();
 drop function if exists status_indexer.trigger_functions_hash();
@@ -35,6 +36,7 @@ drop function if exists status_indexer.cutoff();
 drop function if exists status_indexer.is_valid();
 drop function if exists status_indexer.invalidate();
 drop sequence if exists status_indexer.notify_suppressed_until;
+drop sequence if exists status_indexer.leader_heartbeat;
 drop table if exists status_indexer.grants;
 drop table if exists status_indexer.state;
 drop table if exists status_indexer.timers;

@@ -105,12 +105,9 @@ async fn complete(
             print("nothing to do: the column is valid; `status-indexer verify` proves it")?;
             return Ok(true);
         }
-        if !state.triggers_enabled {
+        if let Some(obstacles) = state.obstacles() {
             store.restart_backfill(state.generation).await?;
-            bail!(
-                "a trigger is missing or disabled, so the column cannot become valid: run \
-                 `status-indexer migrate status`"
-            );
+            bail!("the column cannot become valid: {obstacles}");
         }
         if let Some(complete) = attempt(connector, &store, &state, speed, stop).await? {
             return Ok(complete);

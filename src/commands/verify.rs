@@ -5,6 +5,7 @@
 //! deadline. On a standby the clock is ahead of what has been replayed, so a difference that time
 //! alone explains may be about to be replayed.
 
+use anyhow::bail;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,7 @@ use crate::output::print;
 use crate::pg::Db;
 use crate::scan::{Batches, End, Handler, Scan};
 use crate::status::RunKey;
-use crate::store::{Compared, DEADLINE_SLACK, Detail, Difference, Explained, Store};
+use crate::store::{Compared, DEADLINE_SLACK, Detail, Difference, Explained, ObstacleKind, Store};
 
 /// Batches compared at the same time.
 const CONCURRENCY: usize = 2;
@@ -119,6 +120,13 @@ async fn summarize(
 ) -> anyhow::Result<Summary> {
     let state = store.load_state().await?;
     args.connection.check_cutoff(state.cutoff_secs);
+    if let Some(hidden) = state
+        .obstacles
+        .iter()
+        .find(|obstacle| obstacle.kind != ObstacleKind::TriggersMissing)
+    {
+        bail!("cannot compare every run: {}", hidden.detail);
+    }
     let mut summary = Summary {
         valid: state.valid,
         ..Summary::default()

@@ -54,6 +54,10 @@ pub struct DaemonArgs {
     #[arg(long, env = "STATUS_INDEXER_RECONCILE_INTERVAL", default_value_t = 60, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub reconcile_interval: u64,
+    /// Maximum seconds that an event may stay in the queue before /readyz returns 503
+    #[arg(long, env = "STATUS_INDEXER_MAX_EVENT_AGE", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub max_event_age: u64,
     /// Maximum seconds to finish work in progress after SIGTERM or SIGINT
     #[arg(long, env = "STATUS_INDEXER_SHUTDOWN_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=600))]

@@ -1,11 +1,15 @@
 //! Holds the LISTEN session: receives notifications, takes part in the election, proves it is alive.
 //!
-//! Promises that a session that stopped answering is detected within [`PROBE_INTERVAL`] plus
-//! [`PROBE_DEADLINE`], and that the queue is drained after every (re)connect, because notifications
-//! sent meanwhile are lost. The task that reads notifications does nothing else. Called by the daemon.
+//! The session is for economy. While it cannot be opened or kept, the listener probes through the pool,
+//! and the worker polls. Promises that a session that stopped answering is detected within its deadline,
+//! that the queue is drained after every (re)connect, because notifications sent meanwhile are lost, and
+//! that somebody leads within [`LEADER_SILENCE`] while any daemon's pool works. The task that reads
+//! notifications does nothing else. Called by the daemon.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -14,20 +18,40 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::health::{Health, Stage};
 use super::leadership::Leadership;
-use crate::backoff::Backoff;
-use crate::error::{Error, chain};
-use crate::metrics::Metrics;
+use crate::error::{Error, Remedy, chain};
+use crate::metrics::{Condition, Metrics};
 use crate::pg::{
-    CHANNEL, Connector, Db, LEADER_LOCK, LOCK_CLASS, SHORT, SessionMode, SessionProfile, Traffic,
+    CHANNEL, Connector, Db, LEADER_LOCK, LOCK_CLASS, Param, SHORT, SessionMode, SessionProfile,
+    Traffic,
 };
 use crate::signals::{Signals, Wakeup};
 
 /// How often the session is probed, and a follower tries to become leader.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Limit on one probe; a probe that exceeds it ends the session.
-const PROBE_DEADLINE: Duration = Duration::from_millis(1500);
+/// The limit on a probe of a fast server; a probe that exceeds its limit ends the session.
+const MIN_PROBE_DEADLINE: Duration = Duration::from_millis(1500);
+
+/// The limit on a probe of a slow server, and on the first call of every session.
+const MAX_PROBE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The limit is so many times the round trip of the session's first call.
+const PROBE_DEADLINE_PARTS: u32 = 4;
+
+/// A session with a longer round trip gets a longer idle time-out on the server.
+const SLOW_ROUND_TRIP: Duration = Duration::from_millis(500);
+
+/// A daemon without a session for so long uses the pool instead.
+const WITHOUT_SESSION: Duration = Duration::from_secs(3);
+
+/// A leader that has not renewed its heartbeat for so long is presumed dead or frozen, whoever holds the
+/// lock: the server process of its session may be frozen too.
+const LEADER_SILENCE: Duration = Duration::from_secs(5);
+
+/// Nobody is known to lead if no probe has succeeded for so long.
+const LEADERLESS_AFTER: Duration = Duration::from_secs(10);
 
 /// A step of the database's clock against the local one by more than this moves deadlines.
 const CLOCK_STEP_SECS: f64 = 0.5;
@@ -35,125 +59,171 @@ const CLOCK_STEP_SECS: f64 = 0.5;
 /// From this usage on, writers are about to stop notifying: each probe wakes the worker.
 const NOTIFY_QUEUE_FULL: f64 = 0.4;
 
+/// $1: whether this session holds the lock; $2, $3: the lock; $4: `LEADER_SILENCE` in milliseconds.
+/// The holder renews the heartbeat, a sequence, because it is read and written in place.
 const PROBE: &str = "\
 -- listener.probe
-select extract(epoch from clock_timestamp())::float8 as clock_secs,
+with probe as materialized (
+  select extract(epoch from clock_timestamp())::float8 as clock_secs,
+         case when $1 then true else pg_try_advisory_lock($2, $3) end as locked
+)
+select clock_secs,
        pg_notification_queue_usage() as queue_usage,
-       case when $1 then true else pg_try_advisory_lock($2, $3) end as leading";
+       locked,
+       case
+         when locked then setval('status_indexer.leader_heartbeat', (clock_secs * 1000)::bigint) > 0
+         else (select abs((clock_secs * 1000)::bigint - h.last_value) <= $4
+                 from status_indexer.leader_heartbeat h)
+       end as leader_is_alive
+  from probe";
 
-const CLOCK: &str = "\
--- listener.clock
+/// The same through the pool, which holds no lock. $1: `LEADER_SILENCE` in milliseconds.
+const PROBE_POOL: &str = "\
+-- listener.probe_pool
 select extract(epoch from clock_timestamp())::float8 as clock_secs,
        pg_notification_queue_usage() as queue_usage,
-       true as leading";
+       false as locked,
+       abs((extract(epoch from clock_timestamp()) * 1000)::bigint - h.last_value) <= $1 as leader_is_alive
+  from status_indexer.leader_heartbeat h";
+
+/// Servers before 14 do not know the setting, and `set` would fail there.
+const LONGER_IDLE_TIMEOUT: &str = "\
+select set_config(name, '60s', false) from pg_settings where name = 'idle_session_timeout'";
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// Opens the session.
     pub(crate) connector: Connector,
-    /// For probes where connections are not sessions.
+    /// For probes while there is no session.
     pub(crate) db: Db,
-    /// The leadership that the session wins and loses.
+    /// The leadership that this daemon wins and loses.
     pub(crate) leadership: Leadership,
     /// Wakes the worker for every notification and after every connect, and the sweeper when the
     /// database's clock steps.
     pub(crate) signals: Signals,
+    /// Where the lack of a leader is reported.
+    pub(crate) health: Health,
     /// The metrics to count in.
     pub(crate) metrics: Metrics,
+}
+
+/// What both kinds of probes remember.
+#[derive(Debug)]
+struct Probes {
+    clock: Mutex<ClockWatch>,
+    /// Since when there is no session; none while there is one.
+    unlistened_since: Mutex<Option<Instant>>,
+    /// When a leader was last known to work: this daemon or another.
+    led_at: Mutex<Instant>,
+}
+
+impl Probes {
+    fn new() -> Self {
+        Self {
+            clock: Mutex::default(),
+            unlistened_since: Mutex::new(Some(Instant::now())),
+            led_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    fn set_listening(&self, listening: bool) {
+        let mut since = self
+            .unlistened_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *since = if listening {
+            None
+        } else {
+            since.or_else(|| Some(Instant::now()))
+        };
+    }
+
+    fn unlistened_for(&self) -> Option<Duration> {
+        let since = self
+            .unlistened_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
+    }
 }
 
 impl Listener {
     /// Runs until `stop`; a lost session is opened again, with back-off.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
-        let mut clock = ClockWatch::default();
-        let mut reason = String::new();
-        loop {
-            let session = async {
-                if self.db.mode() == SessionMode::Transaction {
-                    self.without_session(&mut backoff, &mut clock).await
-                } else {
-                    self.session(&mut backoff, &mut clock).await
-                }
-            };
-            let Err(error) = tokio::select! {
-                () = stop.cancelled() => break,
-                ended = session => ended,
-            };
-            self.report(&error, backoff.is_fresh(), &mut reason);
-            self.resign();
-            let wait = backoff.next_wait();
-            if stop
-                .run_until_cancelled(tokio::time::sleep(wait))
-                .await
-                .is_none()
-            {
-                break;
-            }
+        let probes = Probes::new();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            never = self.keep_session(&probes) => match never {},
+            never = self.probe_pool(&probes) => match never {},
         }
+        self.metrics.listener_connected.set(0);
         self.resign();
     }
 
-    /// Reports the end of a session; `established` if the session had answered before.
-    /// Why it cannot be opened again is logged when the reason changes.
-    fn report(&self, error: &Error, established: bool, reason: &mut String) {
-        // The server may have ended this one session only. Silence, or a session that cannot be
-        // opened again, means that the database does not answer.
-        if !established || matches!(error, Error::Timeout { .. }) {
-            self.metrics.up.set(0);
+    /// Opens the session again and again.
+    async fn keep_session(&self, probes: &Probes) -> Infallible {
+        if self.db.mode() == SessionMode::Transaction {
+            // A transaction pooler has no sessions.
+            return std::future::pending().await;
         }
-        if established {
-            self.metrics.listener_reconnects_total.inc();
-            tracing::warn!(error = chain(error), "LISTEN connection lost");
-            reason.clear();
-        } else {
-            let text = chain(error);
-            if text != *reason {
-                tracing::warn!(error = text, "cannot open LISTEN connection");
-                *reason = text;
+        let mut stage = Stage::optional(
+            "listener",
+            Duration::from_millis(100),
+            Duration::from_secs(3),
+        );
+        loop {
+            let Err(error) = self.session(&mut stage, probes).await;
+            if self.metrics.listener_connected.get() == 1 {
+                self.metrics.listener_connected.set(0);
+                self.metrics.listener_reconnects_total.inc();
+                // The server released the lock with the session.
+                self.resign();
             }
+            probes.set_listening(false);
+            if matches!(error, Error::Timeout { .. }) {
+                self.metrics.up.set(0);
+            }
+            let what = if stage.is_failing() {
+                "cannot open LISTEN connection"
+            } else {
+                "LISTEN connection lost"
+            };
+            let wait = stage.failed(&error, what);
+            tokio::time::sleep(wait).await;
         }
     }
 
-    fn resign(&self) {
-        self.metrics.listener_connected.set(0);
-        self.metrics.leader.set(0);
-        if self.leadership.resign() {
-            tracing::info!("no longer leading");
-        }
-    }
-
-    fn lead(&self) {
-        self.leadership.begin();
-        self.metrics.leader.set(1);
-        tracing::info!("leading");
-        self.signals.wakeup.notify();
-    }
-
-    async fn session(
-        &self,
-        backoff: &mut Backoff,
-        clock: &mut ClockWatch,
-    ) -> Result<Infallible, Error> {
+    /// Opens the session and probes it until it ends.
+    async fn session(&self, stage: &mut Stage, probes: &Probes) -> Result<Infallible, Error> {
         let (client, traffic) = self.connector.connect_bare().await?;
         let mut reader = AbortOnDropHandle::new(tokio::spawn(forward(
             traffic,
             self.signals.wakeup.clone(),
             self.metrics.clone(),
         )));
+        let sent = Instant::now();
         let listen = format!("{}listen {CHANNEL};", SessionProfile::Listener.session());
-        bounded("listener.listen", client.batch_execute(&listen)).await?;
-        self.metrics.listener_connected.set(1);
-        if !backoff.is_fresh() {
-            tracing::info!("LISTEN connection restored");
+        bounded(
+            "listener.listen",
+            MAX_PROBE_DEADLINE,
+            client.batch_execute(&listen),
+        )
+        .await?;
+        let round_trip = sent.elapsed();
+        let deadline =
+            (round_trip * PROBE_DEADLINE_PARTS).clamp(MIN_PROBE_DEADLINE, MAX_PROBE_DEADLINE);
+        if round_trip > SLOW_ROUND_TRIP {
+            bounded(
+                "listener.idle_timeout",
+                MAX_PROBE_DEADLINE,
+                client.batch_execute(LONGER_IDLE_TIMEOUT),
+            )
+            .await?;
         }
-        // Events committed before the session listened are in the queue, and nobody notified of them.
-        self.signals.wakeup.notify();
-
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut leading = false;
+        let mut locked = false;
         loop {
             // The lock is released with the session, so the leadership ends at once.
             tokio::select! {
@@ -163,50 +233,128 @@ impl Listener {
                 }
             }
             let sent = Instant::now();
-            let params = [
-                (&leading as _, Type::BOOL),
-                (&LOCK_CLASS as _, Type::INT4),
-                (&LEADER_LOCK as _, Type::INT4),
+            let params: [Param<'_>; 4] = [
+                (&locked, Type::BOOL),
+                (&LOCK_CLASS, Type::INT4),
+                (&LEADER_LOCK, Type::INT4),
+                (&silence_ms(), Type::INT8),
             ];
-            let row = bounded("listener.probe", client.query_typed_one(PROBE, &params)).await?;
-            backoff.reset();
-            let answer = Probe::read(&row)?;
-            self.observe(&answer, sent, clock);
-            if answer.leading && !leading {
-                self.lead();
+            let row = bounded(
+                "listener.probe",
+                deadline,
+                client.query_typed_one(PROBE, &params),
+            )
+            .await?;
+            let probe = Probe::read(&row)?;
+            stage.succeeded();
+            if self.metrics.listener_connected.get() == 0 {
+                self.metrics.listener_connected.set(1);
+                probes.set_listening(true);
+                // Events committed before the session listened are in the queue, and nobody notified.
+                self.signals.wakeup.notify();
             }
-            leading = answer.leading;
+            locked = probe.locked;
+            self.observe(&probe, sent, probes);
+            self.take_part(&probe, false, probes);
         }
     }
 
-    /// Behind a transaction pooler there is no lock to hold: every daemon works, which costs more and
-    /// is correct.
-    async fn without_session(
-        &self,
-        backoff: &mut Backoff,
-        clock: &mut ClockWatch,
-    ) -> Result<Infallible, Error> {
+    /// Probes through the pool while there is no session. Behind a transaction pooler that is always so,
+    /// and every daemon leads, which costs more and is correct.
+    async fn probe_pool(&self, probes: &Probes) -> Infallible {
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let pooled = self.db.mode() == SessionMode::Transaction;
         loop {
             ticks.tick().await;
+            self.check_leader(probes);
+            let unlistened = probes.unlistened_for();
+            if !pooled && unlistened.is_none_or(|since| since < WITHOUT_SESSION) {
+                continue;
+            }
             let sent = Instant::now();
-            let row = self.db.query_one(CLOCK, &[], SHORT).await?;
-            backoff.reset();
-            self.observe(&Probe::read(&row)?, sent, clock);
-            if !self.leadership.is_leading() {
-                self.lead();
+            let params: [Param<'_>; 1] = [(&silence_ms(), Type::INT8)];
+            let answer = match self.db.query_one(PROBE_POOL, &params, SHORT).await {
+                Ok(row) => Probe::read(&row),
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(mut probe) => {
+                    self.observe(&probe, sent, probes);
+                    if pooled {
+                        probe.leader_is_alive = false;
+                    }
+                    // The session may have been opened meanwhile.
+                    if pooled || probes.unlistened_for().is_some() {
+                        self.take_part(&probe, true, probes);
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "cannot probe through the pool");
+                    if matches!(error.remedy(), Remedy::Migrate | Remedy::Grant) {
+                        self.resign();
+                    }
+                }
             }
         }
     }
 
-    fn observe(&self, probe: &Probe, sent: Instant, clock: &mut ClockWatch) {
+    /// Leads if this session holds the lock, or if nobody who holds it is alive.
+    fn take_part(&self, probe: &Probe, polling: bool, probes: &Probes) {
+        if probe.locked || !probe.leader_is_alive {
+            self.lead(polling);
+        } else {
+            self.resign();
+        }
+        *probes.led_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.health.set(Condition::NoLeader, None);
+    }
+
+    /// Called at each tick: nobody is known to lead if no probe has succeeded for a while.
+    fn check_leader(&self, probes: &Probes) {
+        let led_at = *probes.led_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if led_at.elapsed() > LEADERLESS_AFTER {
+            let reason = format!("no leader is known for {} s", LEADERLESS_AFTER.as_secs());
+            self.health.set(Condition::NoLeader, Some(&reason));
+        }
+    }
+
+    fn lead(&self, polling: bool) {
+        self.signals.set_polling(polling);
+        let was_polling = self.metrics.polling.get() == 1;
+        self.metrics.polling.set(polling.into());
+        if self.leadership.is_leading() {
+            if polling != was_polling {
+                tracing::info!(polling, "leading in another mode");
+                self.signals.wakeup.notify();
+            }
+            return;
+        }
+        self.leadership.begin();
+        self.metrics.leader.set(1);
+        tracing::info!(polling, "leading");
+        self.signals.wakeup.notify();
+    }
+
+    fn resign(&self) {
+        self.signals.set_polling(false);
+        self.metrics.polling.set(0);
+        self.metrics.leader.set(0);
+        if self.leadership.resign() {
+            tracing::info!("no longer leading");
+        }
+    }
+
+    fn observe(&self, probe: &Probe, sent: Instant, probes: &Probes) {
         self.metrics.up.set(1);
         self.metrics.notify_queue_usage_ratio.set(probe.queue_usage);
         if probe.queue_usage >= NOTIFY_QUEUE_FULL {
             self.signals.wakeup.notify();
         }
-        if let Some(step_secs) = clock.step(probe.clock_secs, sent) {
+        let mut clock = probes.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = clock.step(probe.clock_secs, sent);
+        drop(clock);
+        if let Some(step_secs) = step {
             tracing::warn!(
                 step_secs,
                 "the database's clock stepped; checking all deadlines again"
@@ -216,10 +364,18 @@ impl Listener {
     }
 }
 
+/// [`LEADER_SILENCE`] in milliseconds.
+fn silence_ms() -> i64 {
+    i64::try_from(LEADER_SILENCE.as_millis()).unwrap_or(i64::MAX)
+}
+
 struct Probe {
     clock_secs: f64,
     queue_usage: f64,
-    leading: bool,
+    /// Whether this session holds the leader's lock.
+    locked: bool,
+    /// Whether the holder of the lock has renewed its heartbeat lately.
+    leader_is_alive: bool,
 }
 
 impl Probe {
@@ -228,7 +384,8 @@ impl Probe {
             Ok(Self {
                 clock_secs: row.try_get("clock_secs")?,
                 queue_usage: row.try_get("queue_usage")?,
-                leading: row.try_get("leading")?,
+                locked: row.try_get("locked")?,
+                leader_is_alive: row.try_get("leader_is_alive")?,
             })
         };
         read().map_err(|source: tokio_postgres::Error| Error::Answer {
@@ -282,13 +439,14 @@ async fn forward(mut traffic: Traffic, wakeup: Wakeup, metrics: Metrics) {
 
 async fn bounded<T>(
     statement: &'static str,
+    limit: Duration,
     call: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, Error> {
-    match timeout(PROBE_DEADLINE, call).await {
+    match timeout(limit, call).await {
         Ok(answer) => answer.map_err(|source| Error::Postgres { statement, source }),
         Err(_) => Err(Error::Timeout {
             statement,
-            after: PROBE_DEADLINE,
+            after: limit,
         }),
     }
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::health::Health;
 use super::leadership::{LeaderWatch, Term};
-use crate::backoff::Backoff;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::scan::{
     BATCH, Backfill, Batches, End, Handler, MAX_WRITES_WITH_UPSTREAM_NOTIFY, Outcome, Pace, Scan,
@@ -52,6 +52,8 @@ pub(crate) struct Reconciler {
     pub(crate) interval: Duration,
     /// Whether upstream's triggers send a notification for each status written.
     pub(crate) upstream_notify_triggers: bool,
+    /// Reports failures.
+    pub(crate) health: Health,
     /// The metrics to count in.
     pub(crate) metrics: Metrics,
 }
@@ -68,22 +70,21 @@ struct Found {
 impl Reconciler {
     /// Runs until `stop`; errors are retried.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut stage = self.health.stage(
+            "reconciler",
+            Duration::from_millis(100),
+            Duration::from_secs(5),
+        );
         while let Some(term) = stop.run_until_cancelled(self.leader.term()).await {
             while !term.is_cancelled() {
                 let start = Instant::now();
                 let wait = match self.turn(&term).await {
                     Ok(()) => {
-                        backoff.reset();
+                        stage.succeeded();
                         self.interval.saturating_sub(start.elapsed())
                     }
                     Err(Error::Stopping) => return,
-                    Err(error) => {
-                        if backoff.is_fresh() {
-                            tracing::warn!(error = chain(&error), "a scan was interrupted");
-                        }
-                        backoff.next_wait()
-                    }
+                    Err(error) => stage.failed(&error, "a scan was interrupted"),
                 };
                 self.signals.state_changed.notify();
                 term.run_until_cancelled(self.idle(wait)).await;
@@ -122,11 +123,8 @@ impl Reconciler {
         }
         self.signals.state_changed.notify();
         if !state.valid {
-            if !state.triggers_enabled {
-                tracing::warn!(
-                    "a trigger is missing or disabled, so the column cannot become valid: run \
-                     `status-indexer migrate status`"
-                );
+            if !state.obstacles.is_empty() {
+                // Reported by the sampler. Events may have been lost behind the position.
                 return self.store.restart_backfill(state.generation).await;
             }
             if !self.backfill(&state, term).await? {

@@ -1,19 +1,22 @@
-//! Sets the gauges that no stage sets by its work: the queue, the pool, and whether the column is valid.
+//! Sets the gauges and conditions that no stage sets by its work: the queue, the pool, the obstacles, and
+//! whether the column is valid.
 //!
 //! The only place that sets the gauge of validity. Samples at an interval, and at once when a stage
-//! signals that the state may have changed. Called by the daemon; works whoever leads.
+//! signals that the state may have changed. Invalidates the column as soon as it finds an obstacle, so
+//! that readers of the column see it too. Called by the daemon; works whoever leads.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::health::Health;
 use crate::error::{Error, Remedy};
-use crate::metrics::Metrics;
+use crate::metrics::{Condition, Metrics};
 use crate::signals::Signals;
-use crate::store::{State, Store};
+use crate::store::{ObstacleKind, State, Store};
 
 /// The interval while the column is valid.
-const INTERVAL: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The interval until the column is valid.
 const INTERVAL_UNTIL_VALID: Duration = Duration::from_secs(1);
@@ -25,6 +28,10 @@ pub(crate) struct Sampler {
     pub(crate) store: Store,
     /// Says when the state may have changed.
     pub(crate) signals: Signals,
+    /// Where conditions are set.
+    pub(crate) health: Health,
+    /// An event that has been in the queue for longer is delayed.
+    pub(crate) max_event_age: Duration,
     /// The metrics to set.
     pub(crate) metrics: Metrics,
 }
@@ -34,13 +41,18 @@ impl Sampler {
     pub(crate) async fn run(self, stop: CancellationToken) {
         loop {
             self.store.db().observe_pool();
-            match self.sample().await {
-                Ok(state) => self.metrics.valid.set(state.valid.into()),
-                // Objects were removed, or a restore left them out: nobody maintains the column.
-                Err(error) if error.remedy() == Remedy::Migrate => self.metrics.valid.set(0),
+            let sampled = self.sample().await;
+            let unreachable = matches!(&sampled, Err(error) if error.is_unreachable());
+            self.health.set(
+                Condition::DatabaseUnreachable,
+                unreachable.then_some("the database does not answer"),
+            );
+            match sampled {
+                Ok(state) => self.observe(&state).await,
                 // Errors are counted by the call, and logged by the stages.
-                Err(_) => {}
+                Err(error) => self.observe_missing(&error),
             }
+            self.health.check_stages();
             let interval = if self.metrics.valid.get() == 1 {
                 INTERVAL
             } else {
@@ -59,6 +71,51 @@ impl Sampler {
         let (depth, oldest_secs) = self.store.queue_depth().await?;
         self.metrics.queue_depth.set(depth);
         self.metrics.queue_oldest_age_seconds.set(oldest_secs);
+        let delayed = oldest_secs > self.max_event_age.as_secs_f64();
+        let reason =
+            format!("events are delayed: the oldest has been in the queue for {oldest_secs:.0} s");
+        self.health
+            .set(Condition::EventsDelayed, delayed.then_some(&reason));
         self.store.load_state().await
+    }
+
+    async fn observe(&self, state: &State) {
+        for (kind, condition) in [
+            (ObstacleKind::TriggersMissing, Condition::TriggersMissing),
+            (ObstacleKind::RowsHidden, Condition::RowsHidden),
+            (ObstacleKind::CollationChanged, Condition::CollationChanged),
+        ] {
+            let of_kind = state.obstacles.iter().filter(|o| o.kind == kind);
+            let details: Vec<&str> = of_kind.map(|o| o.detail.as_str()).collect();
+            let reason = details.join("; ");
+            self.health
+                .set(condition, (!details.is_empty()).then_some(&reason));
+        }
+        let mut valid = state.valid;
+        if valid && !state.obstacles.is_empty() && self.store.invalidate().await.is_ok() {
+            valid = false;
+        }
+        self.set_valid(
+            valid,
+            "the column is not valid: the backfill is not complete",
+        );
+    }
+
+    /// The state cannot be read.
+    fn observe_missing(&self, error: &Error) {
+        // Objects were removed, or a restore left them out: nobody maintains the column.
+        if error.remedy() == Remedy::Migrate {
+            self.set_valid(
+                false,
+                "the column is not valid: objects of the indexer are missing, run `status-indexer \
+                 migrate up`",
+            );
+        }
+    }
+
+    fn set_valid(&self, valid: bool, reason: &str) {
+        self.metrics.valid.set(valid.into());
+        self.health
+            .set(Condition::ColumnInvalid, (!valid).then_some(reason));
     }
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::health::Health;
 use super::leadership::{LeaderWatch, Term};
-use crate::backoff::Backoff;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::signals::Signals;
 use crate::status::RunKey;
@@ -59,6 +59,8 @@ pub(crate) struct Sweeper {
     /// The longest sleep, and how often a scan includes heartbeats that were set back, far ahead or
     /// to null: no trigger distinguishes them from those of healthy runs.
     pub(crate) interval: Duration,
+    /// Reports failures.
+    pub(crate) health: Health,
     /// The metrics to count in.
     pub(crate) metrics: Metrics,
 }
@@ -75,28 +77,25 @@ struct Coverage {
 impl Sweeper {
     /// Runs until `stop`; errors are retried.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(3));
+        let mut stage =
+            self.health
+                .stage("sweeper", Duration::from_millis(50), Duration::from_secs(3));
+        // A new daemon scans everything that time may have changed. Later terms continue from the last
+        // scan: whoever led meanwhile evaluated runs at the time, so their deadlines are later.
+        let mut coverage = Coverage {
+            since_secs: None,
+            out_of_range_due: Instant::now(),
+        };
         while let Some(term) = stop.run_until_cancelled(self.leader.term()).await {
-            // A new leader scans everything that time may have changed.
-            let mut coverage = Coverage {
-                since_secs: None,
-                out_of_range_due: Instant::now(),
-            };
             while !term.is_cancelled() {
                 let sleep = match self.turn(&mut coverage, &term).await {
                     Ok(sleep) => {
-                        backoff.reset();
+                        stage.succeeded();
                         sleep
                     }
                     Err(Error::Stopping) => return,
                     Err(error) => {
-                        if backoff.is_fresh() {
-                            tracing::warn!(
-                                error = chain(&error),
-                                "cannot scan for passed deadlines"
-                            );
-                        }
-                        Sleep::exactly(backoff.next_wait())
+                        Sleep::exactly(stage.failed(&error, "cannot scan for passed deadlines"))
                     }
                 };
                 self.rest(&sleep, &term).await;

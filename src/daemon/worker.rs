@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::health::Health;
 use super::leadership::LeaderWatch;
 use crate::backoff::Backoff;
 use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
-use crate::pg::SessionMode;
 use crate::signals::Signals;
 use crate::store::{Drained, MAX_BATCH, Store};
 
@@ -21,7 +21,7 @@ use crate::store::{Drained, MAX_BATCH, Store};
 const IDLE_POLL: Duration = Duration::from_secs(5);
 
 /// The poll interval where notifications cannot be received.
-const POOLED_POLL: Duration = Duration::from_millis(100);
+const UNNOTIFIED_POLL: Duration = Duration::from_millis(100);
 
 /// The poll interval while events arrive fast.
 const BUSY_POLL: Duration = Duration::from_millis(2);
@@ -56,6 +56,8 @@ pub(crate) struct Worker {
     pub(crate) leader: LeaderWatch,
     /// Wakes the worker, and receives the deadlines that it finds.
     pub(crate) signals: Signals,
+    /// Reports failures.
+    pub(crate) health: Health,
     /// The metrics to count in.
     pub(crate) metrics: Metrics,
 }
@@ -91,24 +93,23 @@ impl Polling {
 impl Worker {
     /// Runs until `stop`; errors are retried.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(3));
+        let mut stage =
+            self.health
+                .stage("worker", Duration::from_millis(50), Duration::from_secs(3));
         while let Some(term) = stop.run_until_cancelled(self.leader.term()).await {
             let mut polling = Polling::new(Instant::now());
             while !term.is_cancelled() {
                 let wait = match self.poll(&mut polling).await {
                     Ok(wait) => {
-                        backoff.reset();
+                        stage.succeeded();
                         wait
                     }
                     Err(Error::Stopping) => return,
                     Err(error) => {
-                        if backoff.is_fresh() {
-                            tracing::warn!(error = chain(&error), "cannot drain the queue");
-                        }
                         if error.remedy() == Remedy::Refused {
                             self.isolate_failing_event(&mut polling).await;
                         }
-                        backoff.next_wait()
+                        stage.failed(&error, "cannot drain the queue")
                     }
                 };
                 if wait.is_zero() {
@@ -116,10 +117,10 @@ impl Worker {
                 }
                 // A notification during an outage must not shorten the back-off.
                 let notified = async {
-                    if backoff.is_fresh() {
-                        self.signals.wakeup.notified().await;
-                    } else {
+                    if stage.is_failing() {
                         std::future::pending::<()>().await;
+                    } else {
+                        self.signals.wakeup.notified().await;
                     }
                 };
                 tokio::select! {
@@ -182,9 +183,10 @@ impl Worker {
         if !drained.applied.skipped.is_empty() {
             return polling.locked.next_wait();
         }
-        let limit = match self.store.db().mode() {
-            SessionMode::Transaction => POOLED_POLL,
-            _ => IDLE_POLL,
+        let limit = if self.signals.is_polling() {
+            UNNOTIFIED_POLL
+        } else {
+            IDLE_POLL
         };
         let wait = polling.cooldown.min(limit);
         polling.cooldown = (polling.cooldown * 2).min(IDLE_POLL);

@@ -12,15 +12,9 @@ pub(super) async fn alive() -> &'static str {
     "alive\n"
 }
 
-/// Reads the gauges of `/metrics`, so both always agree.
+/// Reads the metrics, so that both always agree.
 pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
-    let mut missing = Vec::new();
-    if metrics.up.get() == 0 {
-        missing.push("the database does not answer");
-    }
-    if metrics.valid.get() == 0 {
-        missing.push("the column is not valid: the backfill is not complete");
-    }
+    let missing = metrics.unmet();
     let code = if missing.is_empty() {
         StatusCode::OK
     } else {
@@ -29,6 +23,7 @@ pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
     let body = json!({
         "ready": missing.is_empty(),
         "leader": metrics.leader.get() == 1,
+        "polling": metrics.polling.get() == 1,
         "missing": missing,
     });
     (code, Json(body))

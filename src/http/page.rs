@@ -57,7 +57,7 @@ fn render(metrics: &Metrics, now: SystemTime) -> String {
 </main>
 </html>
 ",
-        headline = escape(headline),
+        headline = escape(&headline),
         version = escape(env!("CARGO_PKG_VERSION")),
         tiles = tiles(metrics),
         pipeline = pipeline(metrics),
@@ -68,26 +68,28 @@ fn render(metrics: &Metrics, now: SystemTime) -> String {
 }
 
 /// The state in one sentence, with its CSS class.
-fn headline(metrics: &Metrics) -> (&'static str, &'static str) {
-    match (
-        is_set(&metrics.up),
-        is_set(&metrics.valid),
-        is_set(&metrics.leader),
-    ) {
-        (false, ..) => ("bad", "Unavailable: the database does not answer"),
-        (true, false, _) => (
-            "wait",
-            "Not valid: do not rely on the column before the backfill is complete",
-        ),
-        (true, true, true) => (
-            "good",
-            "Valid: the column is current and this daemon maintains it",
-        ),
-        (true, true, false) => (
-            "good",
-            "Valid: the column is current; this daemon is a follower",
-        ),
+fn headline(metrics: &Metrics) -> (&'static str, String) {
+    if !is_set(&metrics.up) {
+        return (
+            "bad",
+            "Unavailable: the database does not answer".to_owned(),
+        );
     }
+    let unmet = metrics.unmet();
+    if !unmet.is_empty() {
+        let tone = if is_set(&metrics.valid) {
+            "bad"
+        } else {
+            "wait"
+        };
+        return (tone, format!("Not ready: {}", unmet.join("; ")));
+    }
+    let text = match (is_set(&metrics.leader), is_set(&metrics.polling)) {
+        (true, false) => "Valid: the column is current and this daemon maintains it",
+        (true, true) => "Valid: the column is current and this daemon maintains it by polling",
+        (false, _) => "Valid: the column is current; this daemon is a follower",
+    };
+    ("good", text.to_owned())
 }
 
 fn tiles(metrics: &Metrics) -> String {

@@ -8,6 +8,7 @@ use tokio_postgres::types::Type;
 
 use super::{Store, column, list};
 use crate::error::Error;
+use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::pg::{LONG, SHORT, name_of};
 use crate::signals::{Deadlines, Signals};
@@ -21,6 +22,9 @@ select applied, skipped, changes, invalid, next_deadline, held_secs
 const FLUSH_PENDING_LIST: &str = "\
 -- apply.flush_pending_list
 select status_indexer.flush_pending_list()";
+
+/// One run with malformed evidence is logged; a client that writes it for every run must not fill the log.
+static INVALID_EVIDENCE: LogLimit = LogLimit::new();
 
 /// A status that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -129,7 +133,11 @@ impl Change {
 impl InvalidEvidence {
     fn count(&self, metrics: &Metrics) {
         metrics.invalid_evidence_total.inc();
+        let Some(suppressed) = INVALID_EVIDENCE.allow() else {
+            return;
+        };
         tracing::warn!(
+            suppressed,
             run.flow_id = self.key.flow_id,
             run.run_number = self.key.run_number,
             value = self.value,

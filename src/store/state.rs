@@ -1,8 +1,9 @@
 //! `status_indexer.state`: the parameters of the definition, and whether the column is valid.
 
+use serde::Deserialize;
 use tokio_postgres::types::Type;
 
-use super::{Store, column};
+use super::{Store, column, list};
 use crate::error::Error;
 use crate::pg::{SHORT, name_of};
 use crate::status::RunKey;
@@ -13,7 +14,8 @@ pub const DEFINITION_VERSION: i32 = 1;
 const LOAD: &str = "\
 -- state.load
 select cutoff_secs, definition_version, generation, valid_since is not null as valid,
-       status_indexer.triggers_enabled() as triggers_enabled,
+       (select jsonb_agg(jsonb_build_object('kind', o.kind, 'detail', o.detail))
+          from status_indexer.obstacles() o) as obstacles,
        scan_flow_id, scan_run_number, scan_compared, scan_corrected, runs_table, metadata_table
   from status_indexer.state";
 
@@ -54,8 +56,14 @@ update status_indexer.state
        scan_compared = 0,
        scan_corrected = 0
  where generation = $1
-   and (valid_since is not null or status_indexer.triggers_enabled())
+   and (valid_since is not null or not exists (select from status_indexer.obstacles()))
 returning generation";
+
+const INVALIDATE_NOW: &str = "\
+-- state.invalidate
+select status_indexer.invalidate()
+  from status_indexer.state
+ where valid_since is not null";
 
 /// The row is locked first, so that the condition holds when it is invalidated.
 const RESTART_BACKFILL: &str = "\
@@ -82,8 +90,9 @@ pub struct State {
     pub generation: i64,
     /// Whether the column is valid.
     pub valid: bool,
-    /// Whether all triggers exist and fire; without them no scan makes the column valid.
-    pub triggers_enabled: bool,
+    /// What keeps the indexer from seeing every row and every event. While there is any, no scan makes the
+    /// column valid.
+    pub obstacles: Vec<Obstacle>,
     /// The checkpoint: the last run that the scan in progress has compared.
     pub scan_position: Option<RunKey>,
     /// Runs that it has compared.
@@ -94,6 +103,36 @@ pub struct State {
     pub runs_table: String,
     /// The metadata table, quoted, as migrated.
     pub metadata_table: String,
+}
+
+/// Something that keeps the indexer from seeing every row and every event.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Obstacle {
+    /// The kind of obstacle.
+    pub kind: ObstacleKind,
+    /// What it is, and what to do about it.
+    pub detail: String,
+}
+
+/// The kinds that `status_indexer.obstacles()` reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObstacleKind {
+    /// A trigger is missing, disabled or replaced.
+    TriggersMissing,
+    /// Row level security hides rows from this role.
+    RowsHidden,
+    /// The collation of an index has changed.
+    CollationChanged,
+}
+
+impl State {
+    /// The obstacles as one line; none if there are none.
+    #[must_use]
+    pub fn obstacles(&self) -> Option<String> {
+        let details: Vec<&str> = self.obstacles.iter().map(|o| o.detail.as_str()).collect();
+        (!details.is_empty()).then(|| details.join("; "))
+    }
 }
 
 impl Store {
@@ -111,7 +150,7 @@ impl Store {
             definition_version: column(&row, name, "definition_version")?,
             generation: column(&row, name, "generation")?,
             valid: column(&row, name, "valid")?,
-            triggers_enabled: column(&row, name, "triggers_enabled")?,
+            obstacles: list(&row, name, "obstacles")?,
             scan_position: flow_id.zip(run_number).map(|(flow_id, run_number)| RunKey {
                 flow_id,
                 run_number,
@@ -159,8 +198,16 @@ impl Store {
             .transpose()
     }
 
+    /// Invalidates the column, if it is valid: something was found that may have hidden events.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn invalidate(&self) -> Result<(), Error> {
+        self.db.query(INVALIDATE_NOW, &[], SHORT).await.map(drop)
+    }
+
     /// Completes a scan: the column is valid, and the next scan begins at the first run. False if the
-    /// generation is over, or if a trigger is missing so that the column cannot become valid.
+    /// generation is over, or if there is an obstacle.
     ///
     /// # Errors
     /// If the call fails.

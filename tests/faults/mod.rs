@@ -7,12 +7,14 @@ mod clock;
 mod crash;
 mod leaders;
 mod locks;
+mod polling;
 mod pooler;
 mod races;
 mod silence;
 mod soak;
 mod supervision;
 mod triggers;
+mod visibility;
 
 use std::process::Output;
 

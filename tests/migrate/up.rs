@@ -179,8 +179,7 @@ async fn a_backfill_without_all_triggers_never_makes_the_column_valid() {
         .spawn();
     daemon
         .logged("that a trigger is missing", |line| {
-            let message = line["message"].as_str().unwrap_or_default();
-            message.contains("a trigger is missing or disabled")
+            line["message"] == "unhealthy" && line["condition"] == "triggers_missing"
         })
         .await;
     let position = "select count(scan_flow_id) from status_indexer.state";
