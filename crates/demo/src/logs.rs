@@ -20,7 +20,8 @@ const PLAIN: &str = "warn,status_indexer::store::apply=error";
 /// In the view: also what the daemon does, down to each status written. The migration's steps and
 /// the daemon's start come before there is a view to show them.
 const SHOWN: &str = "info,status_indexer::store::apply=debug,status_indexer::migrate=warn,\
-                     status_indexer::daemon=warn";
+                     status_indexer::daemon=warn,status_indexer::daemon::listener=info,\
+                     status_indexer::daemon::reconciler=info";
 
 const KEPT: usize = 50;
 
