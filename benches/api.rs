@@ -1,10 +1,12 @@
-//! Pages by status over HTTP, against the bare statement, and against the metadata service itself.
+//! Pages by status over HTTP, compared with the bare statement and with the metadata service
+//! itself.
 //!
-//! The bare statement is the one that the API sends, read off the server; what it reaches is
-//! `pgbench`'s to say, where the server's programs have one. Over HTTP it is `wrk`'s, so that a client
-//! in C stands on either side; without it a plain one of our own takes more of the machine. The
-//! service is not part of this repository: `--upstream` takes the command that starts a copy of it,
-//! which finds the database in its usual variables and its port in `MF_METADATA_PORT`.
+//! The bare statement is the one that the API sends, as `pg_stat_activity` shows it. `pgbench`
+//! measures it, if it is installed with the server's programs. `wrk` measures HTTP, so that both
+//! load generators are written in C; without `wrk`, a simple client in this file is used, which
+//! takes more of the machine. The metadata service is not part of this repository: `--upstream`
+//! takes the command that starts a copy of it. That command receives the database in the service's
+//! usual variables and the port in `MF_METADATA_PORT`.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -28,13 +30,13 @@ use crate::report::{Durations, Report, Target};
 use crate::usage::Meter;
 use testkit::database::Database;
 
-/// Seconds of one load.
+/// How long one load runs.
 const LOAD: Duration = Duration::from_secs(4);
 
-/// From here on a request is slow.
+/// A request that takes at least this long is slow.
 const SLOW: Duration = Duration::from_millis(50);
 
-/// The service needs to load Python's libraries first.
+/// How long the metadata service may take to start: it loads Python's libraries first.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 const CLIENTS: [usize; 2] = [1, 8];
@@ -74,9 +76,16 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
                     report.figure(&at("HTTP / bare"), ratio, "", Target::AtLeast(0.5));
                     let plain = query.with_values(middle);
                     let plain = bare(program, database, query, &plain, clients).await?;
-                    report.record(&at("HTTP / plainest SQL"), http.per_second / plain, "");
+                    report.record(
+                        &at("HTTP / one range per status"),
+                        http.per_second / plain,
+                        "",
+                    );
                 }
-                None => report.note(&at("bare statement"), "unknown: there is no pgbench"),
+                None => report.note(
+                    &at("bare statement"),
+                    "not measured: pgbench is not installed",
+                ),
             }
         }
     }
@@ -87,7 +96,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     Ok(report)
 }
 
-/// The same requests to the metadata service, on the same data.
+/// Sends the same requests to the metadata service, on the same data.
 async fn beside_upstream(
     report: &mut Report,
     database: &Database,
@@ -102,29 +111,35 @@ async fn beside_upstream(
             let path = path(query, middle);
             let us = over_http(ours, &path, clients).await?;
             let them = over_http(theirs, &path, clients).await?;
-            report.record(&at("the service"), them.per_second, "/s");
-            report.record(&at("the service p50"), them.p50_ms, "ms");
+            report.record(&at("metadata service"), them.per_second, "/s");
+            report.record(&at("metadata service p50"), them.p50_ms, "ms");
             report.figure(
-                &at("ours / the service"),
+                &at("read API / metadata service"),
                 us.per_second / them.per_second,
                 "",
                 Target::AtLeast(10.0),
             );
             let times = them.p50_ms / us.p50_ms;
-            // The rare status far down, or nowhere, is what hurts there.
+            // The service is slowest for a rare status deep in the flow, and for one that no run
+            // has.
             let far = query.deep && query.statuses == ["running"] || query.flow == DONE_FLOW;
             let target = if far {
                 Target::AtLeast(1000.0)
             } else {
                 Target::None
             };
-            report.figure(&at("p50 of the service / ours"), times, "", target);
+            report.figure(
+                &at("p50 of the metadata service / read API"),
+                times,
+                "",
+                target,
+            );
         }
     }
     Ok(())
 }
 
-/// What a client asks for.
+/// The path that a client requests.
 fn path(query: &Query, middle: (i64, i32)) -> String {
     let status = match query.statuses {
         [] => String::new(),
@@ -144,7 +159,7 @@ fn path(query: &Query, middle: (i64, i32)) -> String {
     format!("/flows/{}/runs?_limit=50{status}{cursor}", query.flow)
 }
 
-/// A connection that is kept: as little of a client as can be.
+/// A persistent connection: the smallest client possible.
 struct Connection(Mutex<BufReader<TcpStream>>);
 
 impl Connection {
@@ -184,7 +199,7 @@ impl Connection {
     }
 }
 
-/// What a load of requests has met.
+/// The result of a load of requests.
 struct Answers {
     per_second: f64,
     p50_ms: f64,
@@ -192,11 +207,12 @@ struct Answers {
 }
 
 async fn over_http(address: SocketAddr, path: &str, clients: usize) -> Result<Answers> {
-    // A request that works, before any is counted.
+    // One request that must succeed, before any is counted.
     let connection = Connection::open(address).await?;
     let start = Instant::now();
     connection.get(&request(address, path)).await?;
-    // `wrk` leaves out what is under way at its end; a client matters little to a slow request.
+    // `wrk` does not count requests that are unfinished at its end. For slow requests the cost of
+    // our own client does not matter.
     if start.elapsed() < SLOW
         && let Some(answers) = by_wrk(address, path, clients).await?
     {
@@ -209,10 +225,10 @@ fn request(address: SocketAddr, path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n")
 }
 
-/// None where there is no `wrk`.
+/// Measures with `wrk`; none if it is not installed.
 async fn by_wrk(address: SocketAddr, path: &str, clients: usize) -> Result<Option<Answers>> {
-    /// Microseconds, all of them.
-    const TELL: &str = "\
+    /// All times are in microseconds.
+    const SCRIPT: &str = "\
 done = function(summary, latency)
   local errors = summary.errors
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
@@ -221,8 +237,8 @@ done = function(summary, latency)
 end
 ";
     let directory = tempfile::tempdir()?;
-    let script = directory.path().join("tell.lua");
-    std::fs::write(&script, TELL)?;
+    let script = directory.path().join("result.lua");
+    std::fs::write(&script, SCRIPT)?;
     let output = Command::new("wrk")
         .args(["--threads", "1", "--connections", &clients.to_string()])
         .args(["--duration", &format!("{}s", LOAD.as_secs())])
@@ -273,7 +289,7 @@ async fn by_ourselves(address: SocketAddr, path: &str, clients: usize) -> Result
     })
 }
 
-/// It lies beside the server's program.
+/// `pgbench`, if it is in the directory of the server's program.
 fn pgbench(postmaster: Option<u32>) -> Option<PathBuf> {
     let server = std::fs::read_link(format!("/proc/{}/exe", postmaster?)).ok()?;
     Some(server.with_file_name("pgbench")).filter(|program| program.exists())
@@ -291,7 +307,7 @@ select query
     Ok(client.query_one(SENT, &[]).await?.get(0))
 }
 
-/// The API's statement with its parameters, in its order, as variables of `pgbench`.
+/// The API's statement, with its parameters replaced by variables of `pgbench`.
 fn as_script(query: &Query, middle: (i64, i32), statement: &str) -> String {
     let mut values = vec![
         "flow".to_owned(),
@@ -312,7 +328,7 @@ fn as_script(query: &Query, middle: (i64, i32), statement: &str) -> String {
     )
 }
 
-/// Calls of a prepared statement a second.
+/// Calls per second of a prepared statement.
 async fn bare(
     program: &PathBuf,
     database: &Database,
@@ -347,7 +363,7 @@ async fn bare(
     found.with_context(|| format!("pgbench: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// Starts the service and waits until it takes connections.
+/// Starts the metadata service and waits until it accepts connections.
 async fn start_upstream(database: &Database, command: &str) -> Result<(Child, SocketAddr)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;

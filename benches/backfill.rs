@@ -1,11 +1,11 @@
-//! Filling the column of a env that has a million runs, against the plainest statement that does it.
+//! The `backfill` command on a million runs, compared with one plain statement that does the same.
 //!
-//! Both write the same rows, those that are not `completed`, of a table that is packed anew before
-//! each: `update ... from` in one statement with the definition computed set-wise, and the
-//! `backfill` command. Heartbeats of healthy runs are written all the while, to see whom it keeps
-//! waiting, as many without it as beside it. A machine is not the same from minute to minute: hence
-//! turns, and in each the backfill is held against the mean of the statement before it and the one
-//! after it.
+//! Both write the same rows, those that are not `completed`. The plain statement is an `update ...
+//! from` that computes the definition for all runs at once. The table is rewritten by `vacuum full`
+//! before each. Heartbeats of healthy runs are written before the backfill and while it runs, at
+//! the same rate, to measure how long the backfill delays them. A machine's speed changes from
+//! minute to minute, so the two alternate in rounds: each backfill is compared with the mean of the
+//! plain statement before it and the one after it.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -25,36 +25,37 @@ use testkit::database::Database;
 
 const FLOW: &str = "Alive";
 
-/// Runs whose heartbeats are written meanwhile, and how many heartbeats a second: each run's turn
-/// comes every eleven seconds, for the service takes none within ten.
+/// Runs whose heartbeats are written, and the heartbeats per second. Each run has one every eleven
+/// seconds, because the metadata service ignores a heartbeat within ten seconds of the last one.
 const ALIVE: usize = 2_200;
 const HEARTBEATS: f64 = 200.0;
 
-/// For how long heartbeats are written before a backfill: about as many as beside it, so that their
-/// p99 is as sure. Not after it, while the kernel still writes what the backfill left to it.
+/// How long heartbeats are written before a backfill: about as long as a backfill takes, so that
+/// both p99 are equally precise. Not after it, because the kernel then still writes the backfill's
+/// pages to disk.
 const ALONE: Duration = Duration::from_secs(20);
 
 const SIZES: &str = "\
 select pg_table_size('runs_v3')::float8 / 1048576, pg_indexes_size('runs_v3')::float8 / 1048576";
 
-/// What the server has counted for a backfill's statements.
+/// The server's counters of a backfill's statements.
 struct Costs {
     apply: Cost,
     compare: Cost,
 }
 
-/// One backfill, and what it is measured against.
+/// One backfill, and what it is compared with.
 struct Turn {
     /// The plain statement before it, and the one after it.
     plain: [Measured; 2],
     backfill: Measured,
-    /// Heartbeats before it.
+    /// Heartbeats before the backfill.
     alone: Durations,
-    /// Heartbeats beside it.
+    /// Heartbeats while the backfill runs.
     beside: Durations,
-    /// MiB.
+    /// Peak memory of the command, MiB.
     memory_peak: f64,
-    /// Where statements are counted.
+    /// None if the server has no `pg_stat_statements`.
     costs: Option<Costs>,
     wrong: i64,
 }
@@ -80,7 +81,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new(
         "backfill",
         format!(
-            "{} runs and a fifth as many, {HEARTBEATS} heartbeats/s meanwhile, {} turns",
+            "{} runs in one flow and a fifth as many in others, {HEARTBEATS} heartbeats/s, {} rounds",
             settings.runs, settings.rounds
         ),
     );
@@ -96,7 +97,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
         let turn = turn(database, &client, &hearts, statements, before).await?;
         before = turn.plain[1];
         eprintln!(
-            "  a turn: backfill {:.1} s, {:.2} of the plain statement; heartbeats' p99 {:.2} of {:.2} ms",
+            "  round: backfill {:.1} s, {:.2} times the plain statement; heartbeat p99 {:.2} times {:.2} ms",
             turn.backfill.secs,
             turn.time_ratio(),
             turn.p99_ratio(),
@@ -106,12 +107,12 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     }
     tell(&mut report, &turns);
     let sizes = client.query_one(SIZES, &[]).await?;
-    report.record("table afterwards", sizes.get(0), "MiB");
-    report.record("its indexes", sizes.get(1), "MiB");
+    report.record("table size afterwards", sizes.get(0), "MiB");
+    report.record("index size afterwards", sizes.get(1), "MiB");
     Ok(report)
 }
 
-/// The plain statement, on a table made anew.
+/// Measures the plain statement on a freshly rewritten table.
 async fn plain(database: &Database, client: &Client) -> Result<Measured> {
     start_anew(database, client).await?;
     measured(client, async || {
@@ -189,9 +190,13 @@ fn tell(report: &mut Report, turns: &[Turn]) {
         each.join(", ")
     };
     let time = Turn::time_ratio;
-    report.record("one plain statement, alone", middle(&Turn::plain_secs), "s");
     report.record(
-        "backfill, beside the heartbeats",
+        "plain statement, without heartbeats",
+        middle(&Turn::plain_secs),
+        "s",
+    );
+    report.record(
+        "backfill, with heartbeats",
         middle(&|t| t.backfill.secs),
         "s",
     );
@@ -201,7 +206,7 @@ fn tell(report: &mut Report, turns: &[Turn]) {
         "",
         Target::Below(1.3),
     );
-    report.note("  from turn to turn", &each(&time));
+    report.note("  by round", &each(&time));
     report.record(
         "WAL, plain statement",
         middle(&|t| t.plain[0].wal_mib),
@@ -210,25 +215,29 @@ fn tell(report: &mut Report, turns: &[Turn]) {
     report.record("WAL, backfill", middle(&|t| t.backfill.wal_mib), "MiB");
     for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
         let without = middle(&|t| t.alone.quantile_ms(quantile));
-        report.record(&format!("heartbeats' {name} without"), without, "ms");
+        report.record(
+            &format!("heartbeats' {name} without backfill"),
+            without,
+            "ms",
+        );
         let beside = middle(&|t| t.beside.quantile_ms(quantile));
-        report.record(&format!("heartbeats' {name} meanwhile"), beside, "ms");
+        report.record(&format!("heartbeats' {name} with backfill"), beside, "ms");
     }
     let p99 = Turn::p99_ratio;
     report.figure(
-        "heartbeats' p99, meanwhile / without",
+        "heartbeats' p99, with / without backfill",
         middle(&p99),
         "",
         Target::Below(2.0),
     );
-    report.note("  from turn to turn", &each(&p99));
+    report.note("  by round", &each(&p99));
     report.record(
-        "heartbeats' longest meanwhile",
+        "heartbeats' longest with backfill",
         most(&|t| t.beside.max_ms()),
         "ms",
     );
     report.record(
-        "heartbeats' longest without",
+        "heartbeats' longest without backfill",
         most(&|t| t.alone.max_ms()),
         "ms",
     );
@@ -241,10 +250,10 @@ fn tell(report: &mut Report, turns: &[Turn]) {
             let all: Vec<_> = costs.iter().map(|c| c.total_ms / 1000.0).collect();
             report.record(&what("all calls"), median(&all), "s");
             let one: Vec<_> = costs.iter().map(|c| c.total_ms / c.calls).collect();
-            report.record(&what("one"), median(&one), "ms");
+            report.record(&what("one call"), median(&one), "ms");
         }
         report.figure(
-            "longest apply call, so locks held",
+            "longest apply call, during which it holds row locks",
             apply.iter().map(|cost| cost.max_ms).fold(0.0, f64::max),
             "ms",
             Target::Below(100.0),
@@ -256,12 +265,12 @@ fn tell(report: &mut Report, turns: &[Turn]) {
         "MiB",
         Target::Below(64.0),
     );
-    #[expect(clippy::cast_precision_loss, reason = "few are wrong")]
+    #[expect(clippy::cast_precision_loss, reason = "few statuses differ")]
     let wrong = most(&|t| t.wrong as f64);
-    report.figure("statuses wrong", wrong, "", Target::Below(1.0));
+    report.figure("statuses that differ", wrong, "", Target::Below(1.0));
 }
 
-/// The column new and nothing written to it, the table without a dead row.
+/// Recreates the column, without any status written, and removes the table's dead rows.
 async fn start_anew(database: &Database, client: &Client) -> Result<()> {
     command(database, &["migrate", "down"]).await?;
     client
@@ -296,13 +305,13 @@ async fn measured(client: &Client, work: impl AsyncFnOnce() -> Result<()>) -> Re
 /// The runs whose heartbeats are written.
 struct Hearts {
     first: i32,
-    /// How many heartbeats there were so far.
+    /// The number of heartbeats so far.
     beaten: Cell<usize>,
 }
 
 impl Hearts {
-    /// Writes heartbeats at a steady rate while `work` goes on; records how long each took, from
-    /// when it was due.
+    /// Writes heartbeats at a steady rate until `work` ends; records how long each took, from the
+    /// time at which it was due.
     async fn beat(
         &self,
         database: &Database,

@@ -1,7 +1,7 @@
-//! What the indexer is measured against: the definition in plain, set-based SQL.
+//! The baseline for comparisons: the definition in plain, set-based SQL.
 //!
-//! Written without any of the indexer's functions, as somebody would who has never seen it. Slightly
-//! simpler: it knows the values that clients write, and no others.
+//! Uses none of the indexer's functions. Slightly simpler than the definition: it handles only the
+//! values that clients write.
 
 /// The status of every run. `$1` is the cutoff in seconds.
 macro_rules! evaluated {
@@ -33,7 +33,7 @@ evaluated as (
     };
 }
 
-/// Writes every status that the column's default does not say already.
+/// Writes every status that differs from the column's default.
 pub(crate) const SPARSE_UPDATE: &str = concat!(
     "with ",
     evaluated!(),
@@ -46,7 +46,7 @@ update runs_v3 r
    and r.run_status <> j.status"
 );
 
-/// Counts the runs whose stored status is wrong.
+/// Counts the runs whose stored status differs from the definition's.
 pub(crate) const COUNT_WRONG: &str = concat!(
     "with ",
     evaluated!(),

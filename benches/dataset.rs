@@ -1,10 +1,11 @@
-//! A env's worth of runs: one flow with most of them, two hundred with the rest.
+//! The dataset of a large installation: one flow has most of the runs, two hundred have the rest.
 //!
-//! Owns their shape: of a thousand runs 900 have completed, 60 failed in their end step, 35 crashed
-//! and 5 are running, nearly all of them among the newest hundredth, a few far back, some by a retry
-//! of their end step; each has twelve metadata rows and eight system tags. Runs of all flows are
-//! interleaved, as they come in life. The same seed makes the same runs. Loaded without the
-//! secondary indexes, which are built afterwards: twice as fast.
+//! Owns the shape of the runs. Of a thousand, 900 have completed, 60 failed in their end step, 35
+//! crashed and 5 are running. Nearly all running ones are among the newest hundredth, a few are far
+//! older, and most of these are running because their end step is being retried. Each run has
+//! twelve metadata rows and eight system tags. Runs of all flows are interleaved, as in production.
+//! The same seed makes the same runs. The secondary indexes are built after loading, which is twice
+//! as fast.
 
 use anyhow::Result;
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ select flow_id, 'tester', 0, '[]', '[]'
         select 'Flow' || i from generate_series(0, 199) i) f";
 
 /// One run a minute, the newest two days old, so that no crashed run is younger than the cutoff.
-/// `$1` is how many runs, `$2` the seed.
+/// `$1` is the number of runs, `$2` the seed.
 const KINDS: &str = "\
 create unlogged table bench_kind as
 select i::int as run_number,
@@ -34,7 +35,7 @@ select i::int as run_number,
        ((extract(epoch from now())::bigint - 2 * 86400) / 60 * 60 - ($1::bigint - i) * 60) * 1000 as ts,
        (60 + abs(hashint8extended(i, $2::bigint + 1)) % 3600)::int as secs,
        case
-         -- Those that run are new ones, all but a few.
+         -- All but a few of the running runs are new.
          when i > $1::bigint * 0.99 and u % 2 = 0 then 'running'
          when u < 9045 then 'completed'
          when u < 9645 then 'failed'
@@ -61,8 +62,8 @@ select flow_id,
   from bench_kind
  order by run_number";
 
-/// Six rows of the first step's task and six of the last one's: `end`, unless the run never came
-/// so far.
+/// Six rows of the first step's task and six of the last step's. The last step is `end`, unless the
+/// run did not reach it.
 const METADATA: &str = "\
 insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, user_name,
                          ts_epoch, tags, system_tags)
@@ -98,7 +99,8 @@ select k.flow_id,
               with ordinality f (field, place)) t
  order by k.run_number, t.place";
 
-/// The indexes that no constraint needs, and how to build them again.
+/// For each index that no constraint needs: the statement that drops it and the one that rebuilds
+/// it.
 const INDEXES: &str = "\
 select format('drop index %s', i.indexrelid::regclass), pg_get_indexdef(i.indexrelid)
   from pg_index i
@@ -109,7 +111,7 @@ const FINISH: &str = "\
 select setval('runs_v3_run_number_seq', (select max(run_number) from runs_v3));
 drop table bench_kind;";
 
-/// Fills a database that has upstream's tables and nothing in them.
+/// Fills a database that has upstream's tables, still empty.
 pub(crate) async fn generate(database: &Database, settings: &Settings) -> Result<()> {
     let client = database.client().await;
     let big: i64 = settings.runs;
@@ -119,7 +121,7 @@ pub(crate) async fn generate(database: &Database, settings: &Settings) -> Result
         all - big
     );
     let start = Instant::now();
-    // Nothing that a crash could take is of value yet.
+    // A crash would lose nothing of value yet.
     client
         .batch_execute(
             "set synchronous_commit = off; set jit = off; set max_parallel_workers_per_gather = 0",
@@ -163,7 +165,7 @@ async fn timed(client: &Client, what: &str, insert: &str, start: Instant) -> Res
 }
 
 /// Adds a flow with `count` runs whose heartbeats are `age_secs` old, and returns the first run's
-/// number; the others follow it. Without triggers, so that nothing is queued.
+/// number; the others follow it. Triggers are disabled meanwhile, so that no event is queued.
 pub(crate) async fn running_runs(
     client: &Client,
     flow: &str,

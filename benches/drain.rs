@@ -1,8 +1,8 @@
-//! How fast a backlog is worked off, all of whose events change a status.
+//! How fast the daemon drains a backlog in which every event changes a status.
 //!
-//! The daemon comes to a queue that was filled while it was away; the commit timestamps of its
-//! statuses tell its pace. Beside it, in turn and on equal backlogs, the same calls made by a bare
-//! loop: what the server alone can do.
+//! The queue is filled while no daemon runs. The rate is computed from the commit timestamps of the
+//! statuses that the daemon then writes. In alternation, a bare loop makes the same calls on an
+//! equal backlog: this is what the server alone can do.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ use testkit::database::Database;
 
 const FLOW: &str = "Backlog";
 
-/// Distinct runs in random order; `$4` says which way their status goes this time.
+/// One event for each run, in random order; `$4` is the value of `attempt_ok`, which decides the
+/// status.
 const BACKLOG: &str = "\
 insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type,
                          user_name, ts_epoch, tags, system_tags)
@@ -29,7 +30,8 @@ select $1, $2::bigint + i, 'end', 1, 'attempt_ok', $4, 'attempt_ok', 'tester', $
   from generate_series(0, $3::bigint - 1) i
  order by hashint8(i)";
 
-/// How many statuses were written, and how long from the first commit to the last.
+/// The statuses written after the first commit, the seconds from the first commit to the last, and
+/// the runs that have the expected status.
 const PACE: &str = "\
 select count(*) filter (where t > first),
        extract(epoch from max(t) - min(t))::float8,
@@ -44,7 +46,7 @@ const DRAIN: &str = "\
 select claimed, changes
   from status_indexer.drain(0, $1, null)";
 
-/// What the daemon's sessions set.
+/// The settings of the daemon's sessions.
 const LIKE_THE_DAEMON: &str = "\
 set synchronous_commit = off; set search_path = pg_catalog, pg_temp; set jit = off";
 
@@ -99,7 +101,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     );
     report.record("bare calls, batches of 100", median(&by_loop), "events/s");
     for (what, quantile) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
-        let what = format!("  how long one took, {what}");
+        let what = format!("  duration of one call, {what}");
         report.record(&what, calls.quantile_ms(quantile), "ms");
     }
     report.record(
@@ -109,7 +111,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     );
     if statements {
         report.figure(
-            "longest drain call, so locks held",
+            "longest drain call, during which it holds row locks",
             longest,
             "ms",
             Target::Below(50.0),
@@ -117,7 +119,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     } else {
         report.note(
             "longest drain call",
-            "unknown: the server has no pg_stat_statements",
+            "not measured: the server has no pg_stat_statements",
         );
     }
     let [daemon_share, session_share]: [Vec<f64>; 2] =
@@ -162,7 +164,8 @@ impl Backlog {
         Ok(())
     }
 
-    /// CPU of the daemon and of its sessions, in percent of a core.
+    /// Drains the queue by a new daemon; returns the CPU of the daemon and of its sessions, in
+    /// percent of a core.
     async fn drained_by_daemon(&self, database: &Database) -> Result<[f64; 2]> {
         let daemon = Launch::on(database)
             .env("RUN_INACTIVE_CUTOFF_TIME", &LONG_CUTOFF_SECS.to_string())
@@ -173,7 +176,7 @@ impl Backlog {
         while !self.client.query_one(waiting, &[]).await?.get::<_, bool>(0) {
             sleep(Duration::from_millis(20)).await;
         }
-        // Daemon and sessions are new: all that they have used is used here.
+        // The daemon and its sessions are new, so all their processor time was used here.
         let sessions = backends(&self.client, Some("status-indexer")).await?;
         let percent = |used: Duration| 100.0 * used.as_secs_f64() / start.elapsed().as_secs_f64();
         let shares = [
@@ -184,7 +187,7 @@ impl Backlog {
         Ok(shares)
     }
 
-    /// Returns how long the calls took.
+    /// Drains the queue by bare calls; returns their durations.
     async fn drained_by_loop(&self, batch: i32) -> Result<Durations> {
         self.client.batch_execute(LIKE_THE_DAEMON).await?;
         let mut calls = Durations::new();
@@ -203,7 +206,8 @@ impl Backlog {
         Ok(calls)
     }
 
-    /// Events a second from the first commit to the last; the first batch's time is not in it.
+    /// Events per second from the first commit to the last; the time of the first batch is not
+    /// counted.
     async fn pace(&self) -> Result<f64> {
         const NEWEST: &str = "\
 select case value when 'True' then 'completed' else 'failed' end
@@ -216,7 +220,7 @@ select case value when 'True' then 'completed' else 'failed' end
         let (later, secs, right): (i64, f64, i64) = (row.get(0), row.get(1), row.get(2));
         anyhow::ensure!(
             right == self.count,
-            "{} statuses are wrong",
+            "{} statuses differ from the expected one",
             self.count - right
         );
         #[expect(clippy::cast_precision_loss, reason = "a backlog is small")]

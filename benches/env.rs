@@ -66,7 +66,7 @@ impl BenchEnv {
         })
     }
 
-    /// A database with upstream's tables and nothing in them.
+    /// A database with upstream's tables, still empty.
     pub(crate) async fn empty(&self) -> Result<Database> {
         let database = Database::on(&self.server).await;
         if self.statements {
@@ -85,10 +85,10 @@ impl BenchEnv {
             dataset::generate(&database, &self.settings).await?;
             self.dataset = Some(database);
         }
-        self.dataset.as_ref().context("it was just put there")
+        self.dataset.as_ref().context("it was just generated")
     }
 
-    /// The same with a running daemon and a valid column.
+    /// The database with the dataset, a running daemon and a valid column.
     pub(crate) async fn indexed_dataset(&mut self) -> Result<(&Database, Daemon)> {
         self.dataset().await?;
         let database = self.dataset.as_ref().context("it was just generated")?;
@@ -98,8 +98,8 @@ impl BenchEnv {
     }
 }
 
-/// Migrates a database, runs the statements of `--tune`, starts a daemon, and waits until the column
-/// is valid and the queue is empty.
+/// Migrates a database, runs the statements of `--tune`, starts a daemon, and waits until the
+/// column is valid and the queue is empty.
 pub(crate) async fn indexed(
     database: &Database,
     cutoff_secs: u32,
@@ -135,7 +135,7 @@ pub(crate) async fn settled(client: &Client) -> Result<()> {
     Ok(empty.await.context("the queue does not become empty")??)
 }
 
-/// So many separate sessions.
+/// Opens `count` separate sessions.
 pub(crate) async fn clients(database: &Database, count: usize) -> Vec<Client> {
     let mut clients = Vec::with_capacity(count);
     for _ in 0..count {

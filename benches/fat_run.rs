@@ -1,7 +1,7 @@
 //! The cost of evaluating a run with very many metadata rows.
 //!
-//! An evaluation must go through the index that has the step's name in it; the one ordered by time, which
-//! not every env has, would have it read all of the run's rows.
+//! An evaluation must use the index that contains the step's name. With the index ordered by time,
+//! which not every installation has, it would read all of the run's rows.
 
 use anyhow::Result;
 use tokio_postgres::Client;
@@ -58,7 +58,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
         .await?;
     let with = apply(&client, fat).await?;
     let of_thin = apply(&client, thin).await?;
-    // Gone for this transaction alone.
+    // Dropped in this transaction only, which is rolled back.
     client
         .batch_execute("begin; drop index public.metadata_v3_idx_flow_run_ts_id_desc")
         .await?;

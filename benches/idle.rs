@@ -1,4 +1,4 @@
-//! What a daemon takes that has nothing to do.
+//! The memory, processor time and queries of a daemon that has nothing to do.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let client = database.client().await;
     running_runs(&client, "Idle", 1000, 0).await?;
     let daemon = indexed(&database, 360, env.settings.tune.as_deref()).await?;
-    // What a start takes is over by then.
+    // By then the daemon has finished starting.
     sleep(Duration::from_secs(5)).await;
     let meters = [
         Meter::start([daemon.pid()]),
@@ -39,7 +39,8 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     sleep(DURATION).await;
     let [of_daemon, of_sessions] = meters.map(|meter| meter.percent());
     queries(env, &mut report, &client).await?;
-    let resident = memory_mib(daemon.pid(), "VmRSS").context("memory is known on Linux alone")?;
+    let resident =
+        memory_mib(daemon.pid(), "VmRSS").context("memory can be measured only on Linux")?;
     report.figure("resident memory", resident, "MiB", Target::Below(20.0));
     let peak = memory_mib(daemon.pid(), "VmHWM").unwrap_or(resident);
     report.record("resident memory, peak", peak, "MiB");
@@ -51,7 +52,10 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
 
 async fn queries(env: &BenchEnv, report: &mut Report, client: &Client) -> Result<()> {
     if !env.statements {
-        report.note("queries", "unknown: the server has no pg_stat_statements");
+        report.note(
+            "queries",
+            "not measured: the server has no pg_stat_statements",
+        );
         return Ok(());
     }
     let rows = client.query(BY_STATEMENT, &[]).await?;

@@ -1,8 +1,8 @@
-//! From the commit of an event to the commit of the status that it makes, at a steady rate.
+//! The time from the commit of an event to the commit of the status that follows, at a steady rate.
 //!
-//! The server's own commit timestamps tell it, read afterwards, so that nothing is measured by
-//! asking. Each event belongs to a run of its own and changes its status: two thirds end a run, one
-//! third starts the end step of a failed one again.
+//! Computed from the server's commit timestamps, which are read afterwards, so that no query
+//! disturbs the measurement. Each event belongs to a run of its own and changes its status: two
+//! thirds of the events end a run, one third retries the end step of a failed run.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,14 +21,14 @@ use testkit::database::Database;
 /// Events a second.
 const RATES: [usize; 2] = [50, 500];
 
-/// Metadata as the service writes it.
+/// A metadata row as the metadata service writes it.
 pub(crate) const INSERT: &str = "\
 insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type,
                          user_name, ts_epoch, tags, system_tags)
 values ($1, $2, $3, 1, $4, $5, $4, 'tester', $6, '[\"attempt_id:0\"]', '[]')";
 
-/// One row an event: the lag in milliseconds, null where it was not this event that changed the
-/// status, and whether the status is right.
+/// One row for each event: the lag in milliseconds, which is null or negative if the event
+/// did not change the status, and whether the status is the expected one.
 const LAGS: &str = "\
 select extract(epoch from pg_xact_commit_timestamp(r.xmin)
                         - pg_xact_commit_timestamp(m.xmin))::float8 * 1000,
@@ -43,7 +43,7 @@ select extract(epoch from pg_xact_commit_timestamp(r.xmin)
    and m.run_number between $2 and $3
    and m.user_name = 'tester'";
 
-/// A connection of the service with its statement prepared.
+/// A connection of the metadata service with its statement prepared.
 pub(crate) struct Service {
     pub(crate) client: Client,
     pub(crate) insert: Statement,
@@ -75,7 +75,7 @@ impl Service {
     }
 }
 
-/// This machine's clock, which is the server's too.
+/// This machine's clock, which is also the server's.
 pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -159,18 +159,18 @@ async fn one_rate(
     );
     report.record(&at("lag max"), lags.max_ms(), "ms");
     report.record(
-        &at("the daemon's own p50"),
+        &at("p50 of the daemon's histogram"),
         quantile_ms(&before, &after, 0.5),
         "ms",
     );
     report.record(
-        &at("the daemon's own p99"),
+        &at("p99 of the daemon's histogram"),
         quantile_ms(&before, &after, 0.99),
         "ms",
     );
     report.record(&at("rate reached"), reached, "/s");
-    report.figure(&at("statuses wrong"), wrong, "", Target::Below(1.0));
-    report.record(&at("events without a lag of their own"), unclear, "");
+    report.figure(&at("statuses that differ"), wrong, "", Target::Below(1.0));
+    report.record(&at("events without a measured lag"), unclear, "");
     report.record(
         &at("notifications"),
         notifications.unwrap_or(0.0) - notified.unwrap_or(0.0),
@@ -182,7 +182,7 @@ async fn one_rate(
     Ok(())
 }
 
-/// A run for each event; every third has failed already.
+/// Adds a run for each event; every third has failed already. Returns the first run's number.
 async fn prepare(client: &Client, flow: &str, count: usize) -> Result<i32> {
     const FAILED: &str = "\
 insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type,
@@ -199,7 +199,7 @@ select $1, $2::bigint + i, 'end', 1, 'attempt_ok', 'False', 'attempt_ok', 'befor
     Ok(first)
 }
 
-/// The lags, how many statuses are wrong, and how many events have no lag of their own.
+/// The lags, the number of statuses that differ, and the number of events without a measured lag.
 async fn lags(
     client: &Client,
     flow: &str,
@@ -221,7 +221,7 @@ async fn lags(
     Ok((lags, wrong, unclear))
 }
 
-/// The daemon's histogram of lags: how many were at or below each bound.
+/// The daemon's histogram of lags: the number of events at or below each bound.
 async fn buckets(daemon: &Daemon) -> Vec<(f64, f64)> {
     let text = daemon.get("/metrics").await.map(|(_, body)| body);
     let found: HashMap<String, f64> = text
@@ -241,7 +241,7 @@ async fn buckets(daemon: &Daemon) -> Vec<(f64, f64)> {
     buckets
 }
 
-/// As Prometheus estimates it: linear inside the bucket.
+/// The quantile as Prometheus estimates it: linear within a bucket.
 fn quantile_ms(before: &[(f64, f64)], after: &[(f64, f64)], quantile: f64) -> f64 {
     let counts: Vec<(f64, f64)> = before
         .iter()

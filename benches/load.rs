@@ -1,7 +1,8 @@
-//! Load: calls at a given rate whatever the answers take, or as fast as the answers come.
+//! Load generators: open loop (calls at a fixed rate) and closed loop (each session calls again at
+//! once).
 //!
-//! Owns the pacing. Everything runs on the caller's task, so that the load takes little of the
-//! machine from what is measured. A failed call ends the load with its error.
+//! Owns the pacing. Everything runs on the caller's task, so that the load generator uses little of
+//! the processor time that the measured processes need. A failed call ends the load with its error.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use anyhow::Result;
 use futures_util::future::try_join_all;
 use tokio::time::{Instant, sleep_until};
 
-/// Calls `job` with a free session and 0, 1, 2 .. `count`, the n-th n/`rate` seconds after the
-/// start: late only where no session is free. Returns the calls a second that were reached.
+/// Calls `job` `count` times, with a free session and the index of the call. Call n is due n/`rate`
+/// seconds after the start, and is late only if no session is free. Returns the calls per second
+/// that were reached.
 pub(crate) async fn open_loop<S>(
     sessions: &[S],
     rate: f64,
@@ -36,8 +38,7 @@ pub(crate) async fn open_loop<S>(
     Ok(per_second(count, start.elapsed()))
 }
 
-/// Calls `job` from every session without a pause for as long as `duration`; returns the calls a
-/// second.
+/// Calls `job` from every session without a pause for `duration`; returns the calls per second.
 pub(crate) async fn closed_loop<S>(
     sessions: &[S],
     duration: Duration,

@@ -1,9 +1,9 @@
 //! Benchmarks: the indexer's targets, measured on a real server with the real binary.
 //!
 //! `cargo bench --bench bench -- NAME... [options]`. Each uses a private PostgreSQL with durable
-//! settings and prints what it measured beside the target. A missed target does not fail: the exit
-//! code only reports whether the benchmark could measure. Where the target is a ratio, the reference
-//! runs in the same minutes on the same machine. Figures differ from machine to machine.
+//! settings and prints each figure with its target. A missed target is not a failure: the exit code
+//! reports only whether the measurement succeeded. Where the target is a ratio, the reference runs
+//! in the same minutes on the same machine. Figures differ from machine to machine.
 
 mod api;
 mod backfill;
@@ -31,24 +31,24 @@ use clap::{Parser, ValueEnum};
 use env::BenchEnv;
 use report::Report;
 
-/// Measures what status-indexer must reach, on a private PostgreSQL.
+/// Measures status-indexer's performance targets, on a private PostgreSQL.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "bench")]
 struct Cli {
-    /// What to measure
+    /// Benchmarks to run
     #[arg(required = true)]
     names: Vec<Name>,
     #[command(flatten)]
     settings: Settings,
-    /// What cargo passes
+    /// Passed by cargo, and ignored
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What can be changed from the command line.
+/// The options of the command line.
 #[derive(Debug, Clone, clap::Args)]
 struct Settings {
-    /// Runs of the big flow in the dataset; a fifth as many in other flows
+    /// Runs in the largest flow of the dataset; the other flows have a fifth as many in total
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(i64).range(600..))]
     runs: i64,
     /// The seed of the dataset
@@ -57,49 +57,49 @@ struct Settings {
     /// The server's shared_buffers
     #[arg(long, default_value = "1GB")]
     shared_buffers: String,
-    /// Connections that write
+    /// Connections that write (latency, writers)
     #[arg(long, default_value_t = 8)]
     clients: usize,
-    /// Seconds of each load
+    /// Length of the load, in seconds (latency, sweep)
     #[arg(long, default_value_t = 20)]
     seconds: usize,
-    /// How many times the compared variants alternate
+    /// How many times the compared variants alternate (drain, verify, backfill)
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Events of a backlog
+    /// Events in the backlog (drain)
     #[arg(long, default_value_t = 50_000)]
     events: i64,
-    /// Running runs with heartbeats
+    /// Running runs with heartbeats (sweep)
     #[arg(long, default_value_t = 10_000)]
     running: usize,
-    /// Turns with triggers; there are as many without
+    /// Measurement intervals with triggers, and as many without (writers)
     #[arg(long, default_value_t = 5)]
     turns: usize,
-    /// Seconds of such a turn
+    /// Length of such an interval, in seconds (writers)
     #[arg(long, default_value_t = 5)]
     turn_seconds: u64,
-    /// Statements to run after the installation, to measure a change
+    /// SQL to execute after the migration, to measure a change
     #[arg(long, value_name = "SQL")]
     tune: Option<String>,
-    /// Starts a copy of the metadata service, to be measured beside the read API
+    /// Command that starts a copy of the metadata service, to compare with the read API (api)
     #[arg(long, value_name = "COMMAND")]
     upstream: Option<String>,
-    /// Keep the server at the end, for inspection, until Ctrl-C
+    /// Keep the server running afterwards, for inspection, until Ctrl-C
     #[arg(long)]
     hold: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
-    /// All of them
+    /// All benchmarks
     All,
-    /// From an event to its status
+    /// The time from an event to its status
     Latency,
     /// Draining a backlog
     Drain,
-    /// Heartbeats that stop
+    /// Detecting heartbeats that stopped
     Sweep,
-    /// The cost of triggers
+    /// The cost of the triggers for writers
     Writers,
     /// Evaluating a run with very many metadata rows
     FatRun,
@@ -107,20 +107,20 @@ enum Name {
     Idle,
     /// Background reconciliation
     Reconciler,
-    /// Reading by status, the statements
+    /// Reading by status, by SQL
     Pages,
     /// Reading by status, over HTTP
     Api,
-    /// The command verify
+    /// The command `verify`
     Verify,
-    /// The command backfill
+    /// The command `backfill`
     Backfill,
 }
 
 impl Name {
     async fn run(self, env: &mut BenchEnv) -> Result<Report> {
         match self {
-            Self::All => unreachable!("it was replaced by the others"),
+            Self::All => unreachable!("it is replaced by the other names"),
             Self::Latency => latency::run(env).await,
             Self::Drain => drain::run(env).await,
             Self::Sweep => sweep::run(env).await,
@@ -138,7 +138,7 @@ impl Name {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // One thread, so that the load generator takes little from what is measured.
+    // One thread, so that the load generator uses little of the machine.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -148,7 +148,7 @@ fn main() -> ExitCode {
     };
     if let Err(error) = outcome {
         let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-        eprintln!("could not measure: {}", causes.join(": "));
+        eprintln!("measurement failed: {}", causes.join(": "));
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
@@ -163,7 +163,7 @@ async fn measure(cli: Cli) -> Result<()> {
     };
     let mut env = BenchEnv::start(cli.settings).await?;
     eprintln!(
-        "PostgreSQL {}, load {}",
+        "PostgreSQL {}, load average {}",
         env.server.version(),
         usage::load()
     );
@@ -172,19 +172,16 @@ async fn measure(cli: Cli) -> Result<()> {
         let before = usage::load();
         let report = name.run(&mut env).await?;
         print!("{}", report.render());
-        println!(
-            "  load of the machine {before} before, {} after",
-            usage::load()
-        );
+        println!("  load average {before} before, {} after", usage::load());
         missed.extend(report.missed());
     }
     if env.settings.hold {
         let database = env.dataset().await?.name().to_owned();
-        eprintln!("held: {}", env.server.url(&database));
+        eprintln!("server kept until Ctrl-C: {}", env.server.url(&database));
         tokio::signal::ctrl_c().await?;
     }
     if !missed.is_empty() {
-        println!("\nmissed:");
+        println!("\nmissed targets:");
         for line in missed {
             println!("  {line}");
         }

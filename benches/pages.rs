@@ -1,7 +1,7 @@
-//! Reading a page of fifty runs by their status, against the page without a filter.
+//! Reading a page of fifty runs by status, compared with the page without a filter.
 //!
-//! The statements as such, prepared, one client: what the column and its index give to whoever reads
-//! them. Buffers are those of the plan that the server uses once it has settled on one.
+//! Measures prepared statements from one client, without HTTP: the cost for a reader that uses SQL.
+//! Buffers are those of the plan that the server keeps after the first executions.
 
 use anyhow::Result;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use crate::dataset::BIG_FLOW;
 use crate::env::BenchEnv;
 use crate::report::{Durations, Report, Target};
 
-/// A flow as large as a tenth of the big one, all of whose runs have completed.
+/// A flow with a tenth of the largest flow's runs, all of which have completed.
 pub(crate) const DONE_FLOW: &str = "AllDone";
 
 const CALLS: usize = 400;
@@ -27,7 +27,7 @@ const COLUMNS: &str =
 
 const ORDER: &str = "order by ts_epoch desc, run_number desc";
 
-/// With evidence, lest somebody mends their statuses; without triggers.
+/// Adds the runs with their evidence, so that reconciliation finds no drift; triggers are disabled.
 const ALL_DONE: &str = "\
 set session_replication_role = replica;
 insert into flows_v3 (flow_id, ts_epoch) values ('AllDone', 0);
@@ -44,7 +44,7 @@ select flow_id, run_number, 'end', 1, 'attempt_ok', 'True', 'internal_attempt_st
   from done;
 reset session_replication_role;";
 
-/// What is asked for.
+/// A page to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Query {
     pub(crate) what: &'static str,
@@ -74,7 +74,7 @@ impl Query {
             true,
         ),
         Self::new(
-            "two that no run has",
+            "two statuses that no run has",
             DONE_FLOW,
             &["running", "failed"],
             false,
@@ -95,7 +95,7 @@ impl Query {
         }
     }
 
-    /// One ordered range a status, merged; the cursor where the page is deep.
+    /// One ordered range for each status, merged; with a cursor if the page is deep.
     fn sql(&self) -> String {
         let cursor = if self.deep {
             " and (ts_epoch, run_number) < ($2::bigint, $3::int)"
@@ -122,7 +122,7 @@ impl Query {
         }
     }
 
-    /// The same with its values in place, which `pgbench` makes parameters of.
+    /// A script for `pgbench`: the same statement with its values as literals and variables.
     pub(crate) fn with_values(&self, middle: (i64, i32)) -> String {
         let set = format!("\\set ts {}\n\\set number {}\n", middle.0, middle.1);
         let sql = self
@@ -159,7 +159,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
             flow: BIG_FLOW,
             ..query
         };
-        // In turns, so that both meet the same machine.
+        // Alternating, so that both are measured under the same conditions.
         let (mut of_floor, mut of_query) = (Durations::new(), Durations::new());
         for _ in 0..4 {
             time(&client, floor, middle, &mut of_floor).await?;
@@ -186,7 +186,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     Ok(report)
 }
 
-/// Adds the flow that has completed runs alone, unless it is there.
+/// Adds the flow with only completed runs, unless it exists.
 pub(crate) async fn add_done_flow(client: &Client) -> Result<()> {
     let known = client
         .query_opt("select from flows_v3 where flow_id = $1", &[&DONE_FLOW])
@@ -198,7 +198,7 @@ pub(crate) async fn add_done_flow(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// A place in the midst of the big flow, to go on from.
+/// A cursor deep in the largest flow: the `ts_epoch` and number of one of its runs.
 pub(crate) async fn middle(client: &Client, runs: i64) -> Result<(i64, i32)> {
     const MIDDLE: &str = "\
 select ts_epoch, run_number
@@ -224,7 +224,7 @@ async fn time(
     for call in 0..CALLS / 4 + 10 {
         let start = Instant::now();
         client.query(&statement, params).await?;
-        // By then the server has settled on a plan.
+        // By then the server has chosen its plan.
         if call >= 10 {
             durations.record(start.elapsed());
         }
@@ -232,7 +232,7 @@ async fn time(
     Ok(())
 }
 
-/// Pages of the buffer cache that the settled plan touches.
+/// Shared buffers that the final plan reads.
 async fn buffers(client: &Client, query: Query, middle: (i64, i32)) -> Result<f64> {
     let types = if query.deep {
         "(text, bigint, int)"

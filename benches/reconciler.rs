@@ -44,20 +44,24 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let secs = DURATION.as_secs_f64();
     let share = (of_compare.total_ms + of_advance.total_ms) / 10.0 / secs;
     report.figure(
-        "the statements of the scan",
+        "statements of the scan",
         share,
         "% of a core",
         Target::Below(2.0),
     );
-    report.record("all of the daemon's sessions", of_sessions, "% of a core");
-    report.record("the daemon", of_daemon, "% of a core");
+    report.record("all sessions of the daemon", of_sessions, "% of a core");
+    report.record("daemon", of_daemon, "% of a core");
     report.record("runs compared", compared / secs, "/s");
     report.record(
-        "one comparison of many runs",
+        "one comparison of a batch, mean",
         of_compare.total_ms / of_compare.calls,
         "ms",
     );
-    report.record("the longest of them", of_compare.max_ms, "ms");
+    report.record(
+        "one comparison of a batch, longest",
+        of_compare.max_ms,
+        "ms",
+    );
     daemon.terminate().await;
     Ok(report)
 }

@@ -1,7 +1,8 @@
-//! What was measured, beside what it must reach, as a small table.
+//! The report of a benchmark: a table of figures and their targets.
 //!
-//! Owns the form of the figures: a row has a unit, a target where there is one, and whether it was
-//! met. Promises that a target that was missed is repeated at the end. Every bench fills one.
+//! Owns the format of the figures: each row has a value with its unit and, if it has a target, the
+//! target and whether it was met. Collects the missed targets, which are repeated at the end.
+//! Filled by every benchmark.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -15,7 +16,7 @@ pub(crate) enum Target {
     Below(f64),
     /// This or more.
     AtLeast(f64),
-    /// For the record.
+    /// No target.
     None,
 }
 
@@ -45,7 +46,7 @@ struct Line {
     met: Option<bool>,
 }
 
-/// The figures of one bench.
+/// The figures of one benchmark.
 #[derive(Debug)]
 pub(crate) struct Report {
     name: &'static str,
@@ -63,7 +64,7 @@ impl Report {
         }
     }
 
-    /// A figure with its target.
+    /// Adds a figure with its target.
     pub(crate) fn figure(&mut self, what: &str, value: f64, unit: &str, target: Target) {
         let line = Line {
             what: what.to_owned(),
@@ -75,12 +76,12 @@ impl Report {
         self.lines.push(line);
     }
 
-    /// A figure for the record.
+    /// Adds a figure without a target.
     pub(crate) fn record(&mut self, what: &str, value: f64, unit: &str) {
         self.figure(what, value, unit, Target::None);
     }
 
-    /// A remark without a number.
+    /// Adds a remark without a number.
     pub(crate) fn note(&mut self, what: &str, text: &str) {
         eprintln!("  {what}: {text}");
         self.lines.push(Line {
@@ -98,7 +99,7 @@ impl Report {
             .filter(|line| line.met == Some(false))
             .map(|line| {
                 format!(
-                    "{}: {} is {}, should be {}",
+                    "{}: {} is {}, target {}",
                     self.name, line.what, line.value, line.target
                 )
             })
@@ -117,13 +118,13 @@ impl Report {
         );
         let mut text = format!("\n{}  ({})\n", self.name, self.parameters);
         for line in &self.lines {
-            let verdict = match line.met {
+            let outcome = match line.met {
                 Some(true) => "met",
                 Some(false) => "MISSED",
                 None => "",
             };
             let row = format!(
-                "  {:what$}  {:>value$}  {:target$}  {verdict}",
+                "  {:what$}  {:>value$}  {:target$}  {outcome}",
                 line.what, line.value, line.target
             );
             let _ = writeln!(text, "{}", row.trim_end());
@@ -140,7 +141,7 @@ fn number(value: f64, unit: &str) -> String {
         _ => 3,
     };
     let plain = format!("{value:.digits$}");
-    // Thousands apart, so that 8000 and 80000 look different.
+    // Groups of thousands, so that 8,000 and 80,000 are easy to tell apart.
     let (whole, fraction) = plain.split_once('.').unwrap_or((&plain, ""));
     let sign = if whole.starts_with('-') { "-" } else { "" };
     let figures = whole.trim_start_matches('-');
@@ -192,13 +193,13 @@ impl Durations {
         self.0.value_at_quantile(quantile) as f64 / 1e3
     }
 
-    /// The longest, in milliseconds.
+    /// The longest duration, in milliseconds.
     pub(crate) fn max_ms(&self) -> f64 {
         self.quantile_ms(1.0)
     }
 }
 
-/// The middle one of some figures.
+/// The median of the values.
 pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,8 +1,8 @@
-//! How late a run whose heartbeats have stopped is called failed, and what the watch costs.
+//! How soon after its deadline a run without heartbeats is stored as failed, and what this costs.
 //!
-//! A writer keeps the heartbeats of many runs fresh, each every ten seconds. At first none is lost:
-//! that shows what the sweeper takes while there is nothing to do. Then some stop, at scattered
-//! moments. A database of its own, because its cutoff is short.
+//! A writer sends heartbeats for many runs, one every ten seconds for each. At first no heartbeat
+//! stops: this measures the cost of the sweeper while nothing expires. Then the heartbeats of some
+//! runs stop, at scattered moments. Uses a database of its own, because its cutoff is short.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -26,13 +26,13 @@ const FLOW: &str = "Watched";
 /// Seconds between two heartbeats of a run, as the client sends them.
 const INTERVAL_SECS: usize = 10;
 
-/// Short, so that the bench is; the sweeper looks at least once in a cutoff.
+/// Short, so that the benchmark is short; the sweeper scans at least once per cutoff.
 const CUTOFF_SECS: u32 = 30;
 
 /// Runs whose heartbeats stop.
 const LOST: usize = 200;
 
-/// The heartbeat under the service's own condition.
+/// A heartbeat with the metadata service's own condition.
 pub(crate) const HEARTBEAT: &str = "\
 update runs_v3
    set last_heartbeat_ts = $3::bigint
@@ -40,7 +40,7 @@ update runs_v3
    and run_number = $2
    and (last_heartbeat_ts is null or last_heartbeat_ts <= $3::bigint - 10)";
 
-/// Runs that ended long ago, so that those that run are few among many.
+/// Runs that ended long ago, so that most runs are not running.
 const ENDED: &str = "\
 insert into runs_v3 (flow_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts)
 select $1, 'tester', i * 1000, '[]', '[\"user:tester\"]', i
@@ -91,7 +91,7 @@ async fn scenario(
     Ok(())
 }
 
-/// Nothing expires.
+/// Measures the sweeper while nothing expires.
 async fn idle(env: &BenchEnv, report: &mut Report, client: &Client, daemon: &Daemon) -> Result<()> {
     if env.statements {
         reset_costs(client).await?;
@@ -100,21 +100,22 @@ async fn idle(env: &BenchEnv, report: &mut Report, client: &Client, daemon: &Dae
         Meter::start([daemon.pid()]),
         Meter::start(backends(client, Some("status-indexer")).await?),
     ];
-    // Long enough to have some looks in it.
+    // Long enough for several sweeps.
     let duration = Duration::from_secs(2 * u64::from(CUTOFF_SECS));
     sleep(duration).await;
     let [of_daemon, of_sessions] = meters.map(|meter| meter.percent());
     let what = "nothing expires: CPU of the daemon";
     report.figure(what, of_daemon, "% of a core", Target::Below(2.0));
     let (what, both) = (
-        "nothing expires: with its sessions",
+        "nothing expires: CPU of the daemon and its sessions",
         of_daemon + of_sessions,
     );
     report.figure(what, both, "% of a core", Target::Below(2.0));
     looks(env, report, client, "nothing expires", duration).await
 }
 
-/// Some heartbeats stop, scattered over a while; all are called failed in the end.
+/// Stops the heartbeats of some runs at scattered moments, waits until all of these runs must be
+/// stored as failed, and measures the lags.
 async fn lose(
     env: &BenchEnv,
     report: &mut Report,
@@ -156,18 +157,18 @@ async fn lose(
     #[expect(clippy::cast_precision_loss, reason = "few runs are lost")]
     let (found, wanted) = (lags.count() as f64, lost as f64);
     report.figure(
-        "lost runs called failed",
+        "lost runs stored as failed",
         found,
         "",
         Target::AtLeast(wanted),
     );
     report.figure(
-        "healthy runs called failed",
+        "healthy runs stored as failed",
         called - found,
         "",
         Target::Below(1.0),
     );
-    looks(env, report, client, "meanwhile", spread + limit).await
+    looks(env, report, client, "while runs expire", spread + limit).await
 }
 
 async fn looks(
@@ -180,23 +181,23 @@ async fn looks(
     if env.statements {
         let looks = cost(client, "runs.due").await?;
         let minutes = duration.as_secs_f64() / 60.0;
-        report.record(&format!("{when}: looks"), looks.calls / minutes, "/min");
+        report.record(&format!("{when}: sweeps"), looks.calls / minutes, "/min");
         report.record(
-            &format!("{when}: server time of a look"),
+            &format!("{when}: server time of a sweep"),
             looks.total_ms / looks.calls,
             "ms",
         );
-        report.record(&format!("{when}: the longest look"), looks.max_ms, "ms");
+        report.record(&format!("{when}: longest sweep"), looks.max_ms, "ms");
     }
     Ok(())
 }
 
-/// Keeps runs alive.
+/// Sends the heartbeats of the runs.
 struct Heart {
     sessions: Vec<(Client, Statement)>,
     first: i32,
     runs: usize,
-    /// Those that get no heartbeats any more.
+    /// The runs whose heartbeats have stopped.
     lost: RefCell<BTreeSet<usize>>,
 }
 
@@ -221,7 +222,7 @@ impl Heart {
         lost.iter().map(number).collect()
     }
 
-    /// Beats at the clients' pace; ends by an error alone.
+    /// Sends heartbeats at the clients' rate; ends only with an error.
     async fn beat(&self) -> Result<()> {
         #[expect(clippy::cast_precision_loss, reason = "runs are few")]
         let rate = self.runs as f64 / INTERVAL_SECS as f64;

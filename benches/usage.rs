@@ -1,7 +1,7 @@
-//! Processor time and memory of processes, as Linux counts them.
+//! Processor time and memory of processes, as Linux reports them.
 //!
-//! Owns the reading of `/proc`. Elsewhere nothing is known, and a figure is left out rather than
-//! guessed. Called by the benches around what they measure.
+//! Owns the reading of `/proc`. On other systems the values are missing: memory is then none and
+//! processor time 0. Called by the benchmarks around what they measure.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tokio_postgres::Client;
 
-/// The processor time that a process has used, exited threads left out.
+/// The processor time that a process has used, without its exited threads.
 pub(crate) fn cpu(pid: u32) -> Option<Duration> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let nanos = threads
@@ -29,13 +29,13 @@ pub(crate) fn memory_mib(pid: u32, field: &str) -> Option<f64> {
     Some(kib / 1024.0)
 }
 
-/// How many processes wanted to run over the last minute, on average.
+/// The load average of the last minute.
 pub(crate) fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or("?").to_owned()
 }
 
-/// The server's processes with this application name, or all of its sessions.
+/// The process ids of the sessions with this application name; of all sessions if it is none.
 pub(crate) async fn backends(client: &Client, application: Option<&str>) -> Result<BTreeSet<u32>> {
     const BACKENDS: &str = "\
 select pid
@@ -50,7 +50,7 @@ select pid
         .collect())
 }
 
-/// Measures the share of a core that some processes take from now on.
+/// Measures the processor time that some processes use from now on.
 #[derive(Debug)]
 pub(crate) struct Meter {
     started: Instant,
@@ -69,7 +69,7 @@ impl Meter {
         }
     }
 
-    /// The processor time used since, by those that still live.
+    /// The processor time used since the start, by the processes that still exist.
     pub(crate) fn used(&self) -> Duration {
         self.before
             .iter()

@@ -1,4 +1,4 @@
-//! Proving the column of a million runs, against one set-based select of the definition.
+//! The `verify` command on a million runs, compared with one set-based select of the definition.
 
 use anyhow::Result;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new(
         "verify",
         format!(
-            "{} runs and a fifth as many, {} turns",
+            "{} runs in one flow and a fifth as many in others, {} rounds",
             settings.runs, settings.rounds
         ),
     );
@@ -41,13 +41,13 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
         .await?;
     let alone = start.elapsed().as_secs_f64();
 
-    report.record("one plain select", median(&plain), "s");
-    report.record("the same without parallel workers", alone, "s");
+    report.record("plain select", median(&plain), "s");
+    report.record("plain select, without parallel workers", alone, "s");
     report.record("verify", median(&proof), "s");
     let ratio = median(&proof) / median(&plain);
     report.figure("verify / plain select", ratio, "", Target::Below(1.3));
     report.record(
-        "verify / without parallel workers",
+        "verify / plain select without parallel workers",
         median(&proof) / alone,
         "",
     );

@@ -1,11 +1,11 @@
-//! What the triggers cost those who write: throughput with them and without, in turns.
+//! What the triggers cost writers: throughput with triggers and without, in alternating intervals.
 //!
-//! "Without" drops the triggers and makes them again, so that not even a disabled one is in the way;
-//! the daemon runs throughout. The figure is the median over the turns of the ratio of neighbours,
-//! of which now the one and now the other is first. Statements arrive as the metadata service sends
-//! them, as text with the values in it; what triggers cost beside prepared ones is reported too.
-//! The heartbeats' share of HOT updates is taken from databases of their own, before the indexer
-//! was installed and after.
+//! For an interval without triggers they are dropped and then created again, so that not even a
+//! disabled trigger has an effect; the daemon runs throughout. Each interval with triggers is
+//! paired with a neighbouring one without, and the order within the pair alternates. The figure is
+//! the median of the pairs' ratios. Statements are sent as the metadata service sends them, as text
+//! that contains the values; the cost with prepared statements is reported too. The heartbeats'
+//! share of HOT updates is measured in two other databases, without the indexer and with it.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -28,8 +28,8 @@ const FLOW: &str = "Written";
 /// Runs that are written to.
 const RUNS: i64 = 10_000;
 
-/// How old heartbeats are at first: they go forward by ten seconds each, and must neither get ahead
-/// of the clock nor stale.
+/// The age of the first heartbeats. Each heartbeat advances by ten seconds, and none may be ahead
+/// of the clock or stale.
 const AGE_SECS: i64 = 70_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +58,8 @@ impl Work {
             Self::Heartbeats => "heartbeats of healthy runs",
             Self::PreparedMetadata => "the same metadata, prepared",
             Self::PreparedHeartbeats => "the same heartbeats, prepared",
-            Self::Mix => "metadata, every tenth the end step's",
-            Self::EndStep => "the end step's attempt_ok alone",
+            Self::Mix => "metadata, every tenth row of the end step",
+            Self::EndStep => "only attempt_ok of the end step",
         }
     }
 
@@ -79,7 +79,8 @@ impl Work {
     }
 }
 
-/// A turn: calls a second, and the server's processor time a call in microseconds.
+/// The result of one interval: calls per second, and the server's processor time per call in
+/// microseconds.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     per_second: f64,
@@ -91,7 +92,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new(
         "writers",
         format!(
-            "{} clients, {} turns of {} s with and as many without triggers, {} runs",
+            "{} clients, {} intervals of {} s with triggers and as many without, {} runs",
             settings.clients, settings.turns, settings.turn_seconds, settings.runs
         ),
     );
@@ -147,26 +148,30 @@ fn compare(report: &mut Report, work: Work, with: &[Turn], without: &[Turn]) {
         pace.iter().copied().fold(f64::INFINITY, f64::min),
         pace.iter().copied().fold(0.0, f64::max)
     );
-    report.note("  from turn to turn", &spread);
-    report.record("  with", median(&all(with, |turn| turn.per_second)), "/s");
+    report.note("  range", &spread);
     report.record(
-        "  without",
+        "  with triggers",
+        median(&all(with, |turn| turn.per_second)),
+        "/s",
+    );
+    report.record(
+        "  without triggers",
         median(&all(without, |turn| turn.per_second)),
         "/s",
     );
     report.record(
-        "  server CPU a call, with / without",
+        "  server CPU per call, with / without",
         median(&ratios(|turn| turn.cost_us)),
         "",
     );
     report.record(
-        "  server CPU a call, without",
+        "  server CPU per call, without",
         median(&all(without, |turn| turn.cost_us)),
         "us",
     );
 }
 
-/// Drops all triggers of the indexer; returns the statements that make them again.
+/// Drops all triggers of the indexer; returns the statements that create them again.
 async fn remove_triggers(client: &Client) -> Result<String> {
     const TRIGGERS: &str = "\
 select string_agg(format('drop trigger %I on %s', tgname, tgrelid::regclass), ';'),
@@ -181,9 +186,9 @@ select string_agg(format('drop trigger %I on %s', tgname, tgrelid::regclass), ';
 struct Writers {
     sessions: Vec<Session>,
     first: i32,
-    /// How many calls were made in all turns so far.
+    /// The number of calls in all intervals so far.
     done: Cell<usize>,
-    /// Where the heartbeats stood at first.
+    /// The heartbeat of all runs at the start, in seconds.
     heartbeat: i64,
 }
 
@@ -255,7 +260,7 @@ impl Writers {
             _ => false,
         };
         let (step, field, value) = if ends {
-            // Every round over the runs turns all statuses.
+            // Each round over the runs changes every status.
             let ok = (index / runs).is_multiple_of(2);
             ("end", "attempt_ok", if ok { "True" } else { "False" })
         } else {
@@ -274,7 +279,7 @@ impl Writers {
     }
 }
 
-/// [`HEARTBEAT`] as the service's driver sends it.
+/// [`HEARTBEAT`] as the metadata service's driver sends it.
 fn heartbeat_as_text(run: i32, heartbeat: i64) -> String {
     let before = heartbeat - 10;
     format!(
@@ -285,7 +290,7 @@ update runs_v3 set last_heartbeat_ts = {heartbeat}
     )
 }
 
-/// [`INSERT`] as the service's driver sends it.
+/// [`INSERT`] as the metadata service's driver sends it.
 fn insert_as_text(run: i32, step: &str, field: &str, value: &str) -> String {
     let now_ms = now_ms();
     format!(
@@ -297,14 +302,15 @@ values ('{FLOW}', '{run}', '{step}', '1', '{field}', '{value}', '{field}', 'test
     )
 }
 
-/// Of heartbeats at the clients' pace, a run's after that of every other, how many are HOT.
+/// Compares the share of HOT updates among heartbeats, without the indexer and with it. Between two
+/// heartbeats of a run, every other run has one.
 async fn hot(env: &BenchEnv, report: &mut Report) -> Result<()> {
     let before = hot_share(env, false).await?;
     let after = hot_share(env, true).await?;
-    report.record("HOT heartbeats, before", before * 100.0, "%");
+    report.record("HOT heartbeats, without the indexer", before * 100.0, "%");
     report.record("HOT heartbeats, with the indexer", after * 100.0, "%");
     report.figure(
-        "HOT heartbeats, with / before",
+        "HOT heartbeats, with / without the indexer",
         after / before,
         "",
         Target::AtLeast(0.99),
@@ -328,7 +334,7 @@ select n_tup_upd::float8, n_tup_hot_upd::float8
         None
     };
     let counts = async || -> Result<(f64, f64)> {
-        // Sessions report what they did with a delay.
+        // Sessions report their statistics with a delay.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         let row = client.query_one(COUNTS, &[]).await?;
         Ok((row.get(0), row.get(1)))
