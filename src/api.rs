@@ -39,7 +39,7 @@ pub use reader::Reader;
 use crate::metrics::Metrics;
 use error::ApiError;
 
-/// The header by which the Metaflow client learns what the service supports.
+/// The header from which the Metaflow client determines what the service supports.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("metadata_service_version");
 
 const RUNS: &str = "/flows/{flow_id}/runs";
@@ -163,7 +163,7 @@ impl Api {
     }
 }
 
-/// Surrounds every request: checks it, and adds to the answer what all answers have in common.
+/// Wraps every request: checks it, and adds to the answer what all answers have in common.
 async fn answer(
     State(api): State<Arc<Api>>,
     matched: Option<MatchedPath>,

@@ -2,9 +2,9 @@
 //!
 //! The stages, in the order of an event's path: the `listener` receives notifications and holds the
 //! leadership, the `worker` drains the queue, the `sweeper` handles deadlines, the `reconciler`
-//! proves the column; the `sampler` sets gauges. A stage that ends early, by a panic or otherwise,
-//! stops the daemon with an error, because half a daemon looks healthy and is not. An unavailable
-//! database stops nothing.
+//! compares all runs with the definition; the `sampler` sets gauges and conditions. A stage that
+//! ends early, by a panic or otherwise, stops the daemon with an error, because a daemon that works
+//! in part would appear healthy. An unavailable database stops no stage.
 
 mod health;
 mod leadership;
@@ -39,20 +39,20 @@ use startup::{Started, Startup};
 use sweeper::Sweeper;
 use worker::Worker;
 
-/// What the daemon runs with.
+/// The daemon's configuration.
 #[derive(Debug)]
 pub struct Daemon {
-    /// The way to the database.
+    /// Connects to the database.
     pub connector: Connector,
-    /// The way to where the API reads: the same database, or a replica of it.
+    /// Connects to the database that the read API reads: the same one, or a replica.
     pub reader: Connector,
     /// Limits and addresses.
     pub args: DaemonArgs,
     /// Limits and addresses of the read API.
     pub api: ApiArgs,
-    /// The cutoff that it puts in force when it leads, seconds.
+    /// The configured cutoff, seconds; the leader stores its own.
     pub cutoff_secs: i64,
-    /// Migrate first.
+    /// Options of the migration before the start; none without `--migrate`.
     pub migrate: Option<migrate::Options>,
 }
 
@@ -214,7 +214,7 @@ impl Daemon {
             max_event_age: Duration::from_secs(self.args.max_event_age),
             metrics: metrics.clone(),
         };
-        // The stages that wait for a term first, then the one that begins it.
+        // First the stages that wait for a term, then the listener, which begins it.
         stages.spawn(stage("worker", worker.run(stop.clone())));
         stages.spawn(stage("sweeper", sweeper.run(stop.clone())));
         stages.spawn(stage("reconciler", reconciler.run(stop.clone())));
@@ -222,8 +222,8 @@ impl Daemon {
         stages.spawn(stage("sampler", sampler.run(stop.clone())));
     }
 
-    /// Resolves after `--login-timeout` of nothing but refused logins. Logins to a replica do not count:
-    /// only reads need it.
+    /// Resolves after `--login-timeout` of nothing but refused logins. Logins to a replica do not
+    /// count: only reads need it.
     async fn logins_refused(&self) -> anyhow::Error {
         let limit = Duration::from_secs(self.args.login_timeout);
         let reason = self.connector.logins().refused_for(limit).await;
@@ -264,13 +264,13 @@ impl Daemon {
     }
 }
 
-/// Gives a stage that cannot fail the form of one that can.
+/// Runs a stage that cannot fail, and returns its outcome in the common form.
 async fn stage(name: &'static str, run: impl Future<Output = ()>) -> Ended {
     run.await;
     (name, Ok(()))
 }
 
-/// Resolves when a stage ends that was not asked to.
+/// Resolves when a stage ends although no shutdown was requested.
 async fn early_end(stages: &mut JoinSet<Ended>, stop: &CancellationToken) -> anyhow::Error {
     let ended = stages.join_next().await;
     if stop.is_cancelled() {

@@ -16,7 +16,7 @@ pub enum Error {
     Postgres {
         /// The statement's name: the first line of its SQL.
         statement: &'static str,
-        /// What the server or the connection said.
+        /// The error that the server or the connection reported.
         #[source]
         source: tokio_postgres::Error,
     },
@@ -54,8 +54,8 @@ pub enum Remedy {
     Migrate,
     /// The role lacks a privilege: an operator must grant it.
     Grant,
-    /// The server refuses the login: the same call succeeds when the server, the role or the password
-    /// has changed.
+    /// The server refuses the login: the same call succeeds when the server, the role or the
+    /// password has changed.
     LogIn,
     /// The server refuses the connection for a reason that an operator must change.
     Configure,
@@ -138,7 +138,7 @@ impl Error {
 }
 
 /// What to do about the server's code where it refuses a connection. Poolers and managed servers
-/// answer with any code while they have no server to give, so only few codes are an operator's.
+/// answer with any code while no server is available, so only a few codes require an operator.
 fn remedy_at_connect(code: &SqlState) -> Remedy {
     match &code.code()[..2] {
         "28" => Remedy::LogIn,

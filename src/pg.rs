@@ -1,7 +1,8 @@
-//! The way to the database: parameters, TLS, sessions, the pool, and one call for every statement.
+//! The connection to the database: parameters, TLS, sessions, the pool, and one call for every
+//! statement.
 //!
-//! Knows PostgreSQL and nothing of runs. [`Db`] is the only way in for the stages: it times, counts
-//! and bounds each call, so that no caller can forget to. The LISTEN connection is opened by
+//! Contains nothing about runs. The stages call the database only through [`Db`], which limits the
+//! time of each call and counts its errors. The LISTEN connection is opened by
 //! `Connector::connect_bare`, because a pool drives its connections itself and would swallow the
 //! notifications.
 

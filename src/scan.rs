@@ -1,8 +1,9 @@
 //! One ordered read over all runs, which compares each with the definition.
 //!
-//! Backfill, reconciliation, verification and the demo are this scan, and differ only in their
-//! [`Handler`]. Owns the pace and the checkpoint: a scan with a checkpoint resumes where it stopped,
-//! and ends as soon as the generation in which it began is over. Never locks, never decides a status.
+//! Backfill, reconciliation, verification and the demo use this scan, and differ in their
+//! [`Handler`], pace and checkpoint. A scan with a checkpoint resumes where it stopped, and ends
+//! when it finds, at a checkpoint, that the generation in which it began is over. Takes no locks
+//! and decides no status.
 
 mod backfill;
 mod batches;
@@ -20,7 +21,7 @@ pub use backfill::{Backfill, Outcome, Progress};
 pub use batches::Batches;
 pub use pace::{BATCH, MAX_WRITES_WITH_UPSTREAM_NOTIFY, Pace};
 
-/// What a scan does with its batches.
+/// Handles the batches of a scan.
 pub trait Handler {
     /// Handles one batch; returns how many statuses it wrote.
     fn handle(&mut self, batch: &Compared) -> impl Future<Output = Result<i64, Error>> + Send;
@@ -34,7 +35,7 @@ pub enum End {
         /// Seconds since the epoch.
         at_secs: f64,
     },
-    /// It was stopped before the end.
+    /// The scan was stopped before the end.
     Stopped,
     /// The column was invalidated meanwhile: the generation is over.
     Outdated,
@@ -51,7 +52,7 @@ pub struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// A scan at full speed that leaves no trace.
+    /// A scan at full speed, without a checkpoint.
     #[must_use]
     pub fn new(batches: Batches<'a>) -> Self {
         Self {
@@ -75,8 +76,8 @@ impl<'a> Scan<'a> {
         self
     }
 
-    /// Compares all runs and passes each batch to the handler. Stops before the next batch once `stop`
-    /// is cancelled.
+    /// Compares all runs and passes each batch to the handler. Stops before the next batch once
+    /// `stop` is cancelled.
     ///
     /// # Errors
     /// If a call fails. A scan with a checkpoint can be resumed.
@@ -132,7 +133,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// The durable position of a scan, and what was done since it was last saved.
+/// The durable position of a scan, and the work done since it was last saved.
 #[derive(Debug)]
 struct Checkpoint<'a> {
     store: &'a Store,
@@ -170,7 +171,7 @@ impl<'a> Checkpoint<'a> {
         self.saved_at.elapsed() >= self.interval
     }
 
-    /// Makes the position durable. Returns how the scan ended, if it did.
+    /// Saves the position. Returns how the scan ended, if it must end.
     async fn save(&mut self) -> Result<Option<End>, Error> {
         let Some(position) = self.position.take() else {
             return Ok(None);

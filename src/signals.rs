@@ -1,7 +1,7 @@
 //! Signals between the stages: there may be work, a deadline is near, the state may have changed.
 //!
-//! All of them are hints. A lost signal costs latency; the rows in the database decide. Held by every
-//! stage; a backfill that runs as a command has signals that nobody waits for.
+//! All of them are hints. A lost signal costs latency; the rows in the database decide. Held by
+//! every stage; a backfill that runs as a command has signals of its own, which nothing waits for.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,7 +1,7 @@
 //! The vocabulary: the key of a run, its status, and the rule that decided it.
 //!
-//! Decides nothing: statuses are computed in SQL (`migrations/0005_definition.sql`), and these types
-//! carry the result to logs, metrics and answers.
+//! Decides nothing: statuses are computed in SQL (`migrations/0005_definition.sql`), and these
+//! types carry the result to logs, metrics and answers.
 
 use std::fmt;
 

@@ -1,8 +1,8 @@
-//! The calls into the database, one file a concern.
+//! The calls into the database, one file for each concern.
 //!
-//! [`Store`] holds the pool and the batch size; its methods stand beside their SQL. Statuses are
-//! changed by `status_indexer.apply` alone; `drain` reaches it through the queue. Called by the stages,
-//! the scans and the commands.
+//! [`Store`] holds the pool and the batch size; each method is in the same file as its SQL. Only
+//! `status_indexer.apply` changes statuses; `drain` calls it for the runs in the queue. Called by the
+//! stages, the scans and the commands.
 
 mod apply;
 mod batch;

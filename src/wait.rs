@@ -1,7 +1,8 @@
-//! Waits for a database that is starting, absent or refusing, so that services may start in any order.
+//! Waits for a database that is starting, absent or refusing, so that services may start in any
+//! order.
 //!
-//! Retries what can succeed later, and fails at once for what an operator must change. Used by the
-//! start of the daemon and by the commands.
+//! Retries while the cause can disappear by itself, and fails at once if an operator must remove
+//! it. Used by the start of the daemon and by the commands.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::pg::{Connector, SessionProfile};
 /// attempts.
 ///
 /// # Errors
-/// For what an operator must change, or when the limit is reached.
+/// If an operator must remove the cause, or when the limit is reached.
 pub(crate) async fn until_available<T, F>(
     mut attempt: impl FnMut() -> F,
     limit: Option<Duration>,

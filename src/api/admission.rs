@@ -21,7 +21,7 @@ const PERMIT_WAIT: Duration = Duration::from_secs(5);
 /// Limits on reads.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections, and so reads at once.
+    /// Connections, and therefore concurrent reads.
     pub pool_max: usize,
     /// Requests that wait for a connection.
     pub queue: usize,
@@ -34,7 +34,7 @@ pub struct Limits {
 pub(super) enum WhenFull {
     /// It is rejected.
     Reject,
-    /// It waits all the same: its answer has begun, and its status code cannot change any more.
+    /// It waits nevertheless: its answer has begun, and its status code can no longer change.
     Wait,
 }
 
@@ -99,7 +99,7 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// A connection with a statement under way. Dropping it cancels the statement.
+/// A connection that executes a statement. Dropping it cancels the statement.
 pub(super) struct Lease {
     /// None once it has been released.
     client: Option<(PooledClient, Permit)>,

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::json;
 
-/// Why a request is not answered with what it asks for.
+/// The reason of an error answer.
 #[derive(Debug)]
 pub(super) struct ApiError {
     code: StatusCode,

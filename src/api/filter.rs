@@ -1,8 +1,8 @@
 //! The grammar of filters: `field[:operator]=value,value`, as upstream parses it.
 //!
-//! A comma is OR, a repeated key is AND, and `null` is `IS NULL`. Unknown fields and unknown `_` keys
-//! are ignored. Filters for which upstream returns a database error or silently a wrong list are
-//! rejected here with a reason. Values become parameters of a statement, never text of it.
+//! A comma is OR, a repeated key is AND, and `null` is `IS NULL`. Unknown fields and unknown `_`
+//! keys are ignored. Filters for which upstream returns a database error or silently a wrong list
+//! are rejected here with a reason. Values become parameters of a statement, never text of it.
 
 mod field;
 mod statuses;
@@ -185,8 +185,8 @@ fn text_value(field: Field, operator: Operator, text: &str) -> Result<String, Ap
     })
 }
 
-/// Rejects a pattern that ends within an escape. For PostgreSQL it is an error too, but only if a row
-/// matches up to that point.
+/// Rejects a pattern that ends within an escape. For PostgreSQL it is an error too, but only if a
+/// row matches up to that point.
 fn whole_pattern(pattern: String) -> Result<String, ApiError> {
     let backslashes = pattern.bytes().rev().take_while(|byte| *byte == b'\\');
     if backslashes.count() % 2 == 1 {

@@ -1,4 +1,4 @@
-//! What a request for runs asks for: the filter, the page, or the whole list.
+//! The parameters of a request for runs: the filter, and a page or the complete list.
 
 use super::cursor::Cursor;
 use super::error::ApiError;
@@ -18,7 +18,7 @@ pub(super) struct Listing {
     pub(super) filter: Filter,
     pub(super) cursor: Option<Cursor>,
     pub(super) offset: i64,
-    /// None for the whole list.
+    /// None for the complete list.
     pub(super) limit: Option<i64>,
 }
 

@@ -9,8 +9,8 @@ use tokio_postgres::types::{FromSql, Type};
 use super::cursor::Cursor;
 use super::error::ApiError;
 
-/// The columns of a run, in the order of the positions below. The flow is not among them: it is
-/// the request's.
+/// The columns of a run, in the order of the positions below. The flow is not among them: the
+/// request contains it.
 pub(super) const COLUMNS: &str = "\
 r.run_number, r.run_id, r.user_name, r.ts_epoch, r.last_heartbeat_ts, r.tags,
        r.system_tags, r.system_tags ? ('user:' || r.user_name) as owned";

@@ -1,4 +1,5 @@
-//! `GET /flows/{flow_id}/runs/{run}/status`: why a run has its status, as `explain --json` prints it.
+//! `GET /flows/{flow_id}/runs/{run}/status`: why a run has its status, as `explain --json` prints
+//! it.
 
 use std::sync::Arc;
 

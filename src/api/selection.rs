@@ -1,7 +1,7 @@
 //! Builds the one statement that answers a request for runs.
 //!
-//! Values are always parameters, and the text is composed of fixed parts. Without filters other than
-//! status there are eight texts in all, which sessions prepare once and plan generically.
+//! Values are always parameters, and the text is composed of fixed parts. Without filters other
+//! than status there are eight texts in all, which sessions prepare once and plan generically.
 
 use std::fmt::Display;
 

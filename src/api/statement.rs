@@ -1,12 +1,12 @@
 //! A statement of the read API: text, values, and how it is planned.
 //!
-//! Values are always parameters. The one variable part of a text is the name of the runs' table, which
-//! the migration quoted. Executed by [`super::reader`].
+//! Values are always parameters. The one variable part of a text is the name of the runs' table,
+//! which the migration quoted. Executed by [`super::reader`].
 
 use tokio_postgres::types::{ToSql, Type};
 
-/// Stands for the runs' table in a statement's text. Values are never in the text, so it cannot come
-/// from a request.
+/// Stands for the runs' table in a statement's text. Values are never in the text, so it cannot
+/// come from a request.
 pub(super) const TABLE: &str = "{runs}";
 
 /// A parameter's value and its type.

@@ -1,9 +1,9 @@
 //! Health: the conditions under which statuses do not follow their events, each with a reason.
 //!
-//! Owns the one list of conditions. A condition is a gauge, an entry of `missing` at `/readyz`, and one
-//! log line when it begins and one when it ends. The stages report failures through [`Stage`], which logs
-//! a repeated failure when its reason changes and otherwise once a minute. Used by the stages, the sampler
-//! and the listener.
+//! Owns the one list of conditions. A condition is a gauge, an entry of `missing` at `/readyz`, and
+//! one log line when it begins and one when it ends. The stages report failures through [`Stage`],
+//! which logs a repeated failure when its reason changes and otherwise once a minute. Used by the
+//! stages, the sampler and the listener.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::backoff::Backoff;
 use crate::error::{Error, chain};
 use crate::metrics::{Condition, Metrics};
 
-/// A stage that fails for so long is unhealthy.
+/// A stage that has failed for longer than this is unhealthy.
 const FAILING_AFTER: Duration = Duration::from_secs(10);
 
 /// The interval between two log lines of the same repeated failure.
@@ -28,7 +28,7 @@ pub(crate) struct Health {
     failing: Arc<Mutex<Vec<Failing>>>,
 }
 
-/// A stage that fails at the moment.
+/// A stage whose last attempt failed.
 #[derive(Debug, Clone)]
 struct Failing {
     stage: &'static str,
@@ -37,7 +37,7 @@ struct Failing {
 }
 
 impl Health {
-    /// No condition is known yet.
+    /// Without any condition.
     pub(crate) fn new(metrics: Metrics) -> Self {
         Self {
             metrics,
@@ -107,15 +107,16 @@ impl Health {
 #[derive(Debug)]
 pub(crate) struct Stage {
     name: &'static str,
-    /// None where a failure is not a condition of its own.
+    /// None if failures of this work are not a condition.
     health: Option<Health>,
     backoff: Backoff,
-    /// The failure that was last logged, and when.
+    /// The failure that was last logged, and its time.
     reported: Option<(String, Instant)>,
 }
 
 impl Stage {
-    /// A reporter of work that the daemon can do without: failures are logged, but are not a condition.
+    /// A reporter of work that the daemon can do without: failures are logged, but are not a
+    /// condition.
     pub(crate) fn optional(name: &'static str, first: Duration, ceiling: Duration) -> Self {
         Self {
             name,
@@ -139,7 +140,7 @@ impl Stage {
         }
     }
 
-    /// The work failed; returns how long to wait before the retry. `what` says what failed.
+    /// The work failed; returns how long to wait before the retry. `what` describes the work.
     pub(crate) fn failed(&mut self, error: &Error, what: &'static str) -> Duration {
         let reason = chain(error);
         if let Some(health) = &self.health {

@@ -1,9 +1,9 @@
 //! Leadership: which of several daemons does the work.
 //!
-//! The listener holds the leader's advisory lock on its session and owns the [`Leadership`]; the
-//! stages wait for a term with their [`LeaderWatch`]. A term is a cancellation token, cancelled when
-//! the lock is lost and when the daemon stops, so that whatever works in it ends with it.
-//! Leadership is for economy: two daemons that work at once are still correct.
+//! The listener takes part in the election and owns the [`Leadership`]. The stages wait for a term
+//! with their [`LeaderWatch`]. A term is a cancellation token: it is cancelled when this daemon
+//! stops being the leader or shuts down, so that all work of the term ends with it. Leadership only
+//! saves work: two daemons that work at the same time still write correct statuses.
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ impl Leadership {
         self.term.send_replace(Some(self.stop.child_token()));
     }
 
-    /// Ends the term, if there is one; whether there was.
+    /// Ends the term; returns whether there was one.
     pub(crate) fn resign(&self) -> bool {
         let ended = self.term.send_replace(None);
         if let Some(term) = &ended {

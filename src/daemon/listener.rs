@@ -1,10 +1,11 @@
-//! Holds the LISTEN session: receives notifications, takes part in the election, proves it is alive.
+//! Holds the LISTEN session: receives notifications, takes part in the election, probes the server.
 //!
-//! The session is for economy. While it cannot be opened or kept, the listener probes through the pool,
-//! and the worker polls. Promises that a session that stopped answering is detected within its deadline,
-//! that the queue is drained after every (re)connect, because notifications sent meanwhile are lost, and
-//! that somebody leads within [`LEADER_SILENCE`] while any daemon's pool works. The task that reads
-//! notifications does nothing else. Called by the daemon.
+//! The session saves work, and correctness does not depend on it: while it cannot be opened or
+//! kept, the listener probes through the pool, and the worker polls. Promises that a session that
+//! stopped answering is detected within the limit on a probe; that the queue is drained after every
+//! (re)connect, because notifications sent meanwhile are lost; and that a leader that stopped
+//! renewing its heartbeat is replaced after [`LEADER_SILENCE`] while the pool of any other daemon
+//! works. The task that reads notifications does nothing else. Called by the daemon.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -37,26 +38,28 @@ const MIN_PROBE_DEADLINE: Duration = Duration::from_millis(1500);
 /// The limit on a probe of a slow server, and on the first call of every session.
 const MAX_PROBE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The limit is so many times the round trip of the session's first call.
+/// The limit on a probe, as a multiple of the round trip of the session's first call.
 const PROBE_DEADLINE_PARTS: u32 = 4;
 
-/// A session with a longer round trip gets a longer idle time-out on the server.
+/// A session with a longer round trip than this gets a longer idle timeout on the server.
 const SLOW_ROUND_TRIP: Duration = Duration::from_millis(500);
 
-/// A daemon without a session for so long uses the pool instead.
+/// A daemon that has had no session for this long probes through the pool.
 const WITHOUT_SESSION: Duration = Duration::from_secs(3);
 
-/// A leader that has not renewed its heartbeat for so long is presumed dead or frozen, whoever holds the
-/// lock: the server process of its session may be frozen too.
+/// A leader that has not renewed its heartbeat for this long is presumed dead or frozen, even if
+/// its session still holds the lock: the server process of that session may be frozen too.
 const LEADER_SILENCE: Duration = Duration::from_secs(5);
 
-/// Nobody is known to lead if no probe has succeeded for so long.
+/// If no probe has succeeded for this long, no leader is known.
 const LEADERLESS_AFTER: Duration = Duration::from_secs(10);
 
-/// A step of the database's clock against the local one by more than this moves deadlines.
+/// If the database's clock steps against the local one by more than this, all deadlines are
+/// checked.
 const CLOCK_STEP_SECS: f64 = 0.5;
 
-/// From this usage on, writers are about to stop notifying: each probe wakes the worker.
+/// From this usage of the notification queue on, each probe wakes the worker, because writers stop
+/// notifying at one half.
 const NOTIFY_QUEUE_FULL: f64 = 0.4;
 
 /// $1: whether this session holds the lock; $2, $3: the lock; $4: `LEADER_SILENCE` in milliseconds.
@@ -77,7 +80,7 @@ select clock_secs,
        end as leader_is_alive
   from probe";
 
-/// The same through the pool, which holds no lock. $1: `LEADER_SILENCE` in milliseconds.
+/// The probe through the pool, which holds no lock. $1: `LEADER_SILENCE` in milliseconds.
 const PROBE_POOL: &str = "\
 -- listener.probe_pool
 select extract(epoch from clock_timestamp())::float8 as clock_secs,
@@ -108,7 +111,7 @@ pub(crate) struct Listener {
     pub(crate) metrics: Metrics,
 }
 
-/// What both kinds of probes remember.
+/// The state that both kinds of probes share.
 #[derive(Debug)]
 struct Probes {
     clock: Mutex<ClockWatch>,
@@ -161,7 +164,7 @@ impl Listener {
         self.resign();
     }
 
-    /// Opens the session again and again.
+    /// Opens the session, and opens it again whenever it ends.
     async fn keep_session(&self, probes: &Probes) -> Infallible {
         if self.db.mode() == SessionMode::Transaction {
             // A transaction pooler has no sessions.
@@ -250,7 +253,8 @@ impl Listener {
             if self.metrics.listener_connected.get() == 0 {
                 self.metrics.listener_connected.set(1);
                 probes.set_listening(true);
-                // Events committed before the session listened are in the queue, and nobody notified.
+                // Events committed before LISTEN took effect are in the queue without a
+                // notification.
                 self.signals.wakeup.notify();
             }
             locked = probe.locked;
@@ -259,8 +263,8 @@ impl Listener {
         }
     }
 
-    /// Probes through the pool while there is no session. Behind a transaction pooler that is always so,
-    /// and every daemon leads, which costs more and is correct.
+    /// Probes through the pool while there is no session. Behind a transaction pooler there is
+    /// never one, and every daemon leads: that costs more, and the statuses are correct.
     async fn probe_pool(&self, probes: &Probes) -> Infallible {
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -299,7 +303,7 @@ impl Listener {
         }
     }
 
-    /// Leads if this session holds the lock, or if nobody who holds it is alive.
+    /// Leads if this session holds the lock, or if no leader renews its heartbeat.
     fn take_part(&self, probe: &Probe, polling: bool, probes: &Probes) {
         if probe.locked || !probe.leader_is_alive {
             self.lead(polling);
@@ -310,7 +314,7 @@ impl Listener {
         self.health.set(Condition::NoLeader, None);
     }
 
-    /// Called at each tick: nobody is known to lead if no probe has succeeded for a while.
+    /// Called at each tick: sets the condition if no probe has succeeded for [`LEADERLESS_AFTER`].
     fn check_leader(&self, probes: &Probes) {
         let led_at = *probes.led_at.lock().unwrap_or_else(PoisonError::into_inner);
         if led_at.elapsed() > LEADERLESS_AFTER {
@@ -374,7 +378,7 @@ struct Probe {
     queue_usage: f64,
     /// Whether this session holds the leader's lock.
     locked: bool,
-    /// Whether the holder of the lock has renewed its heartbeat lately.
+    /// Whether the leader's heartbeat was renewed within [`LEADER_SILENCE`].
     leader_is_alive: bool,
 }
 
@@ -403,8 +407,8 @@ struct ClockWatch {
 }
 
 impl ClockWatch {
-    /// By how many seconds the clock stepped since the last probe, if it did. `sent` is when the probe
-    /// was sent; a late answer alone does not count as a step.
+    /// By how many seconds the clock stepped since the last probe, if it did. `sent` is when the
+    /// probe was sent; a late answer alone does not count as a step.
     fn step(&mut self, clock_secs: f64, sent: Instant) -> Option<f64> {
         let now = Instant::now();
         let (before_secs, before) = self.seen.replace((clock_secs, now))?;
@@ -419,7 +423,8 @@ impl ClockWatch {
     }
 }
 
-/// Reads the session's traffic and wakes the worker for each notification, until the connection ends.
+/// Reads the session's traffic and wakes the worker for each notification, until the connection
+/// ends.
 async fn forward(mut traffic: Traffic, wakeup: Wakeup, metrics: Metrics) {
     loop {
         match poll_fn(|context| traffic.poll_message(context)).await {

@@ -1,9 +1,9 @@
-//! Proves the column: compares all runs with the definition, continuously, and corrects drift.
+//! Compares all runs with the definition, continuously, and corrects drift.
 //!
 //! Until the column is valid it runs the backfill. From then on it makes reconciliation passes at a
 //! low rate. A difference that neither a pending event nor a passed deadline explains is drift: a
-//! trigger was disabled, a dump was restored, somebody edited the column. Promises that every run is
-//! compared in turn, and that a pass keeps its rate. Called by the daemon; works only while leading.
+//! trigger was disabled, a dump was restored, somebody edited the column. Promises that each pass
+//! compares every run, and that it keeps its rate. Called by the daemon; works only while leading.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -23,13 +23,14 @@ use crate::store::{
     Compared, DEADLINE_SLACK, Detail, Difference, Explained, MAX_BATCH, State, Store,
 };
 
-/// A reconciliation pass pauses so many times as long as it works, whatever its rate: 2 % of a core.
+/// A reconciliation pass pauses 49 times as long as it works, whatever its rate: at most 2 % of a
+/// core.
 const PAUSE_PARTS: f64 = 49.0;
 
 /// How often a reconciliation pass saves its checkpoint.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Runs with drift that one pass logs; the others are counted.
+/// Maximum number of runs with drift that one pass logs; the others are only counted.
 const MAX_LOGGED: usize = 100;
 
 /// How often the state is checked between two passes: the column may have been invalidated.
@@ -40,13 +41,13 @@ const STATE_POLL: Duration = Duration::from_secs(5);
 pub(crate) struct Reconciler {
     /// The calls into the database.
     pub(crate) store: Store,
-    /// Work only while leading.
+    /// Limits the work to the leader's terms.
     pub(crate) leader: LeaderWatch,
     /// Receives wakeups, deadlines and changes of the state.
     pub(crate) signals: Signals,
-    /// The cutoff that this daemon is configured with, seconds; the leader puts its own in force.
+    /// The configured cutoff, seconds; the leader stores its own.
     pub(crate) cutoff_secs: i64,
-    /// Runs a second that a pass compares at most.
+    /// Maximum runs per second that a pass compares.
     pub(crate) rate: f64,
     /// The shortest time from the beginning of one pass to that of the next.
     pub(crate) interval: Duration,
@@ -58,7 +59,7 @@ pub(crate) struct Reconciler {
     pub(crate) metrics: Metrics,
 }
 
-/// What one pass found.
+/// The findings of one pass.
 #[derive(Debug, Default)]
 struct Found {
     compared: i64,
@@ -92,7 +93,7 @@ impl Reconciler {
         }
     }
 
-    /// Waits, but no longer than until the column is invalidated.
+    /// Waits until the time has passed or the column is invalidated.
     async fn idle(&self, wait: Duration) {
         let end = Instant::now() + wait;
         loop {
@@ -101,14 +102,14 @@ impl Reconciler {
             if rest <= STATE_POLL {
                 return;
             }
-            // If the state cannot be read, there is nothing to do about it here.
+            // An unreadable state is ignored here: the next pass fails, and its failure is logged.
             if matches!(self.store.load_state().await, Ok(state) if !state.valid) {
                 return;
             }
         }
     }
 
-    /// Puts the configured cutoff in force, and makes the scan that is due.
+    /// Stores the configured cutoff, and runs the scan that is due.
     async fn turn(&self, term: &Term) -> Result<(), Error> {
         let mut state = self.store.load_state().await?;
         if state.cutoff_secs != self.cutoff_secs
@@ -124,7 +125,8 @@ impl Reconciler {
         self.signals.state_changed.notify();
         if !state.valid {
             if !state.obstacles.is_empty() {
-                // Reported by the sampler. Events may have been lost behind the position.
+                // The sampler reports them. Events of runs before the checkpoint may have been
+                // lost.
                 return self.store.restart_backfill(state.generation).await;
             }
             if !self.backfill(&state, term).await? {
@@ -136,7 +138,7 @@ impl Reconciler {
         self.reconcile(&state, term).await
     }
 
-    /// Makes the column valid; whether it is now.
+    /// Runs the backfill; returns whether the column is valid afterwards.
     async fn backfill(&self, state: &State, term: &Term) -> Result<bool, Error> {
         tracing::info!(
             resumed = state.scan_position.is_some(),
@@ -149,7 +151,7 @@ impl Reconciler {
             batch_size: BATCH,
             pace: Pace {
                 max_writes: self.max_writes(),
-                // Half of one core at most.
+                // At most half of one core.
                 pause_parts: 1.0,
                 ..Pace::default()
             },
@@ -265,7 +267,8 @@ impl Reconciler {
     }
 }
 
-/// Applies the runs of each batch that neither the worker nor the sweeper is about to apply.
+/// Applies the runs of each batch that differ, except those that the worker or the sweeper is about
+/// to apply.
 struct Repair<'a> {
     reconciler: &'a Reconciler,
     found: Found,

@@ -1,9 +1,9 @@
-//! Sets the gauges and conditions that no stage sets by its work: the queue, the pool, the obstacles, and
-//! whether the column is valid.
+//! Sets the gauges and conditions that no stage sets by its work: the queue, the pool, the
+//! obstacles, and whether the column is valid.
 //!
-//! The only place that sets the gauge of validity. Samples at an interval, and at once when a stage
-//! signals that the state may have changed. Invalidates the column as soon as it finds an obstacle, so
-//! that readers of the column see it too. Called by the daemon; works whoever leads.
+//! The only code that sets the gauge of validity. Samples at an interval, and at once when a stage
+//! signals that the state may have changed. Invalidates the column as soon as it finds an obstacle,
+//! so that readers of the column notice it too. Called by the daemon; works on followers too.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ const INTERVAL_UNTIL_VALID: Duration = Duration::from_secs(1);
 pub(crate) struct Sampler {
     /// The calls into the database.
     pub(crate) store: Store,
-    /// Says when the state may have changed.
+    /// Signals when the state may have changed.
     pub(crate) signals: Signals,
-    /// Where conditions are set.
+    /// Receives the conditions.
     pub(crate) health: Health,
     /// An event that has been in the queue for longer is delayed.
     pub(crate) max_event_age: Duration,
@@ -101,9 +101,9 @@ impl Sampler {
         );
     }
 
-    /// The state cannot be read.
+    /// Handles a state that cannot be read.
     fn observe_missing(&self, error: &Error) {
-        // Objects were removed, or a restore left them out: nobody maintains the column.
+        // Objects were removed, or a restore left them out: the column is not maintained.
         if error.remedy() == Remedy::Migrate {
             self.set_valid(
                 false,

@@ -1,7 +1,7 @@
-//! The start of the daemon: waits for the database, migrates if asked to, and checks what it finds.
+//! The start of the daemon: waits for the database, migrates if configured, and checks the state.
 //!
-//! Retries as long as the database is unavailable, and fails at once for what only an operator can
-//! change. Called once by the daemon.
+//! Retries as long as the database is unavailable, and fails at once if only an operator can remove
+//! the cause. Called once by the daemon.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::pg::{Connector, Db, SessionMode, SessionProfile, detect_mode};
 use crate::store::{DEFINITION_VERSION, State, Store};
 use crate::wait::until_available;
 
-/// How long an attempt to start may continue after the signal to stop.
+/// How long an attempt to start may continue after shutdown was requested.
 const START_GRACE: Duration = Duration::from_secs(2);
 
-/// How to start.
+/// The options of the start.
 #[derive(Debug)]
 pub(super) struct Startup<'a> {
     pub(super) connector: &'a Connector,
@@ -36,7 +36,7 @@ impl Startup<'_> {
     /// Retries until the database answers; none if stopped before.
     ///
     /// # Errors
-    /// For what only an operator can change.
+    /// If only an operator can remove the cause.
     pub(super) async fn run(&self, stop: &CancellationToken) -> anyhow::Result<Option<Started>> {
         let attempt = || self.attempt(stop);
         tokio::select! {

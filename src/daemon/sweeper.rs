@@ -1,9 +1,9 @@
-//! Turns the clock into work: finds the runs whose heartbeat went stale, or came into range.
+//! Handles deadlines: finds the runs whose heartbeat went stale, or came into range, by time alone.
 //!
-//! Sleeps until the first moment at which time alone changes a status, not for an interval. All time
-//! is the database's. Promises that no deadline passes by more than one scan, that a heartbeat that
-//! leaves the cutoff by being written (which no clock does) is found within the interval, and that
-//! scans take a bounded share of the time. Decides no status itself: `apply` does. Called by the daemon.
+//! Sleeps until the next deadline rather than for a fixed interval. All times are the database's.
+//! Promises that a scan begins soon after each deadline; that a heartbeat that was written out of
+//! range, which fires no trigger, is found within the interval; and that scans take a bounded share
+//! of the time. Decides no status: `apply` does. Called by the daemon.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -24,25 +24,25 @@ const MAX_SLEEP: Duration = Duration::from_secs(3_600);
 /// The shortest sleep, so that deadlines close together share one scan.
 const MIN_SLEEP: Duration = Duration::from_millis(25);
 
-/// An insert with a heartbeat at most this old creates no event: its deadline may be so much
-/// closer than the cutoff, and nobody knows of it before the next scan.
+/// An insert with a heartbeat at most this old creates no event: its deadline may be closer than
+/// the cutoff by this much, and is unknown until the next scan.
 const FRESH_INSERT: Duration = Duration::from_secs(5);
 
-/// The longest sleep where the cutoff is shorter than [`FRESH_INSERT`].
+/// The longest sleep if the cutoff is shorter than [`FRESH_INSERT`].
 const MIN_CUTOFF_SLEEP: Duration = Duration::from_millis(500);
 
-/// Scans may take one part of the time in so many, as long as that delays none by more than
+/// Scans may take one part in this many of the time, as long as this delays no scan by more than
 /// [`MAX_DELAY`].
 const SHARE_PARTS: u32 = 30;
 
-/// The longest delay of a scan for the sake of that share.
+/// The longest delay of a scan that keeps to that share.
 const MAX_DELAY: Duration = Duration::from_millis(800);
 
-/// A scan covers deadlines from so long before the last scan: statuses written while that one read,
-/// and inserts that were taken for fresh.
+/// A scan also covers deadlines from this many seconds before the last scan: of statuses written
+/// while that scan was reading, and of inserts that were treated as fresh.
 const OVERLAP_SECS: f64 = 6.0;
 
-/// A scan starts so long after the deadline: at the deadline itself the run is still in range.
+/// A scan starts this long after a deadline: at the deadline itself the run is still in range.
 const AFTER_DEADLINE: Duration = Duration::from_millis(2);
 
 /// See the module.
@@ -50,9 +50,9 @@ const AFTER_DEADLINE: Duration = Duration::from_millis(2);
 pub(crate) struct Sweeper {
     /// The calls into the database.
     pub(crate) store: Store,
-    /// Work only while leading.
+    /// Limits the work to the leader's terms.
     pub(crate) leader: LeaderWatch,
-    /// Deadlines found by others, steps of the clock, and the worker's wakeup.
+    /// Receives deadlines from other stages and steps of the clock; wakes the worker.
     pub(crate) signals: Signals,
     /// The cutoff in force, which bounds the sleep.
     pub(crate) cutoff: Duration,
@@ -68,7 +68,8 @@ pub(crate) struct Sweeper {
 /// What the next scan covers.
 #[derive(Debug, Clone, Copy)]
 struct Coverage {
-    /// Deadlines after this, seconds since the epoch; none for every run that time may have changed.
+    /// Deadlines after this, seconds since the epoch; none for every run that time may have
+    /// changed.
     since_secs: Option<f64>,
     /// When the next scan includes heartbeats that were written out of range.
     out_of_range_due: Instant,
@@ -80,8 +81,8 @@ impl Sweeper {
         let mut stage =
             self.health
                 .stage("sweeper", Duration::from_millis(50), Duration::from_secs(3));
-        // A new daemon scans everything that time may have changed. Later terms continue from the last
-        // scan: whoever led meanwhile evaluated runs at the time, so their deadlines are later.
+        // A new daemon scans everything that time may have changed. Later terms continue from the
+        // last scan: another leader evaluated the runs meanwhile, so their deadlines are later.
         let mut coverage = Coverage {
             since_secs: None,
             out_of_range_due: Instant::now(),
@@ -207,7 +208,8 @@ impl Sweeper {
         }
     }
 
-    /// Sleeps, but no longer than until a deadline that is scheduled meanwhile, or the end of the term.
+    /// Sleeps, but no longer than until a deadline that is scheduled meanwhile, or the end of the
+    /// term.
     async fn rest(&self, sleep: &Sleep, term: &Term) {
         let start = Instant::now();
         let mut end = start + sleep.at_most;

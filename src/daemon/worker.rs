@@ -1,8 +1,8 @@
-//! Drains the queue: takes its rows and applies their runs.
+//! Drains the queue: removes its rows and applies their runs.
 //!
 //! A notification makes it drain at once. When events arrive fast it polls every few milliseconds
-//! instead and suppresses notifications, because a transaction that carries a NOTIFY takes a lock of
-//! the whole server at commit. Promises that no row waits longer than [`IDLE_POLL`] for its first
+//! instead and suppresses notifications, because a transaction that carries a NOTIFY takes a
+//! server-wide lock at commit. Promises that no row waits longer than [`IDLE_POLL`] for its first
 //! attempt, whatever notifications are lost. Called by the daemon; decides no status.
 
 use std::time::{Duration, Instant};
@@ -20,16 +20,16 @@ use crate::store::{Drained, MAX_BATCH, Store};
 /// The longest sleep without a notification: bounds the cost of a lost one.
 const IDLE_POLL: Duration = Duration::from_secs(5);
 
-/// The poll interval where notifications cannot be received.
+/// The poll interval while notifications cannot be received.
 const UNNOTIFIED_POLL: Duration = Duration::from_millis(100);
 
 /// The poll interval while events arrive fast.
 const BUSY_POLL: Duration = Duration::from_millis(2);
 
-/// Events a second from which on the worker polls.
+/// Above this rate of events per second the worker polls.
 const BUSY_RATE: f64 = 150.0;
 
-/// For how long one poll suppresses notifications; renewed while events arrive fast.
+/// How long one poll suppresses notifications; renewed while events arrive fast.
 const SUPPRESSION: Duration = Duration::from_millis(SUPPRESSION_MS.unsigned_abs() as u64);
 const SUPPRESSION_MS: i32 = 100;
 
@@ -37,14 +37,14 @@ const SUPPRESSION_MS: i32 = 100;
 /// whose notification was suppressed may commit late.
 const COOLDOWN: Duration = Duration::from_millis(5);
 
-/// Ids are committed out of order: a poll from the hint starts so far before it.
+/// Ids are committed out of order, so a poll from the hint starts this many ids before it.
 const HINT_SLACK: i64 = 2_000;
 
-/// A poll of the whole queue may take one part of the time in so many: it is slow over the dead rows
-/// that an old snapshot keeps.
+/// Full polls of the queue may take one part in this many of the time: they are slow if an old
+/// snapshot keeps many dead rows.
 const FULL_POLL_PARTS: u32 = 20;
 
-/// The whole queue is polled at least this often while there is work.
+/// The queue is polled in full at least this often while there is work, unless full polls are slow.
 const FULL_POLL: Duration = Duration::from_millis(500);
 
 /// See the module.
@@ -52,9 +52,9 @@ const FULL_POLL: Duration = Duration::from_millis(500);
 pub(crate) struct Worker {
     /// The calls into the database.
     pub(crate) store: Store,
-    /// Work only while leading.
+    /// Limits the work to the leader's terms.
     pub(crate) leader: LeaderWatch,
-    /// Wakes the worker, and receives the deadlines that it finds.
+    /// Wakes the worker, and passes the deadlines that it finds to the sweeper.
     pub(crate) signals: Signals,
     /// Reports failures.
     pub(crate) health: Health,
@@ -62,11 +62,11 @@ pub(crate) struct Worker {
     pub(crate) metrics: Metrics,
 }
 
-/// What the worker remembers between two polls.
+/// The worker's state between two polls.
 #[derive(Debug)]
 struct Polling {
     rate: Rate,
-    /// At most so many rows; fewer while a failing event is being isolated.
+    /// Maximum rows of one poll; fewer while a failing event is being isolated.
     batch: usize,
     /// Rows below this id were most probably taken already.
     hint: i64,
@@ -157,7 +157,7 @@ impl Worker {
         }
         if let Some(last_id) = drained.last_id {
             let hint = last_id - HINT_SLACK;
-            // A full poll is also right where the ids have restarted under a running daemon.
+            // After a full poll the hint is also right if the ids have restarted meanwhile.
             polling.hint = if full { hint } else { polling.hint.max(hint) };
         }
         polling.rate.count(drained.claimed, end);
@@ -168,7 +168,7 @@ impl Worker {
     fn next_wait(&self, drained: &Drained, polling: &mut Polling, now: Instant) -> Duration {
         let claimed = drained.claimed;
         if claimed > 0 && drained.applied.skipped.len() == claimed {
-            // Every row is locked by somebody else; all are back in the queue.
+            // Other transactions lock every row; all events are back in the queue.
             return polling.locked.next_wait();
         }
         polling.locked.reset();
@@ -193,8 +193,8 @@ impl Worker {
         wait
     }
 
-    /// The server refuses the batch as a whole: tries smaller ones, and finally moves the one event
-    /// that fails behind the others.
+    /// Called when the server refuses a batch: halves the batches until one event is left, and
+    /// requeues that event last.
     async fn isolate_failing_event(&self, polling: &mut Polling) {
         if polling.batch > 1 {
             polling.batch /= 2;
@@ -222,7 +222,7 @@ impl Worker {
     }
 }
 
-/// Events a second, over windows of 100 ms.
+/// The rate of events per second, over windows of 100 ms.
 #[derive(Debug)]
 struct Rate {
     start: Instant,

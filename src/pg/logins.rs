@@ -1,8 +1,8 @@
-//! The record of refused logins: how long there has been nothing else.
+//! Records refused logins: how long every attempt has been refused.
 //!
 //! A password or a certificate that changed under a running process may be readable only by a new
-//! process, so the daemon ends after a time of nothing but refusals. Any other outcome of an attempt to
-//! connect starts the time anew.
+//! process, so the daemon exits after a time of nothing but refusals. Any other outcome of an
+//! attempt to connect resets the time.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::connect::ConnectError;
 use crate::error::chain;
 
-/// Refusals further apart than this are not one series: nobody tried in between.
+/// Refusals further apart than this are not one series, because there were no attempts in between.
 const GAP: Duration = Duration::from_secs(120);
 
 /// See the module.
@@ -56,7 +56,7 @@ impl Logins {
         });
     }
 
-    /// Resolves, with the last reason, when nothing but refusals were recorded for so long.
+    /// Resolves, with the last reason, when only refusals have been recorded for `limit`.
     pub async fn refused_for(&self, limit: Duration) -> String {
         let mut refusals = self.0.subscribe();
         let is_over = |refusals: &Option<Refusals>| {

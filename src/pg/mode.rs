@@ -17,13 +17,13 @@ use crate::error::Error;
 /// How long the test notification may take from one connection to the other.
 const SELF_TEST_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How often the self-test tries to undo its LISTEN.
+/// How many times the self-test tries to undo its LISTEN.
 const UNLISTENS: usize = 20;
 
-/// Detects whether connections are sessions: each keeps one server process, which no other
-/// connection shares, and a notification sent over one reaches another that listens. Behind a
-/// transaction pooler the first check mostly fails at once and leaves nothing behind; where the pooler
-/// is so busy that it passes, the second fails, because the pooler loses the LISTEN.
+/// Detects whether connections are sessions: each has one server process of its own, and a
+/// notification sent over one connection reaches another that listens. Behind a transaction pooler
+/// the first check usually fails at once and leaves nothing behind. If the pooler is so busy that
+/// the first check passes, the second one fails, because the pooler loses the LISTEN.
 ///
 /// # Errors
 /// If a connection cannot be opened, or the server refuses.
@@ -73,8 +73,8 @@ async fn plain(connector: &Connector) -> Result<Client, Error> {
     Ok(client)
 }
 
-/// Whether a connection changes its server process, or both share one. The order of the queries has
-/// no period, which a pooler's rotation could match.
+/// Whether a connection changes its server process, or both share one. The order of the queries is
+/// not periodic, so that it cannot coincide with a pooler's rotation.
 async fn is_shared(one: &Client, other: &Client) -> Result<bool, Error> {
     let (mut ones, mut others) = (HashSet::new(), HashSet::new());
     for first in [true, true, false, true, false, false, true, false] {
@@ -98,7 +98,7 @@ async fn self_test(client: &Client, sql: &str) -> Result<Option<String>, Error> 
             statement,
             after: SHORT,
         })?
-        // A pooler that has no server to give fails the first statement rather than the connection.
+        // A pooler without a free server fails the first statement rather than the connection.
         .map_err(|source| Error::Connect(Box::new(source)))?;
     let last = messages.iter().rev().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),

@@ -21,14 +21,14 @@ use crate::metrics::Metrics;
 /// prepare it nor a name on the server, which a transaction pooler would lose.
 pub type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// The stages' way into the database.
+/// The pool through which the stages call the database.
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: Pool,
     mode: SessionMode,
     metrics: Metrics,
     stop: CancellationToken,
-    /// Begins each transaction where a connection does not keep its settings.
+    /// The statements that begin each transaction if connections do not keep their settings.
     begin: Arc<str>,
 }
 
@@ -38,8 +38,8 @@ pub(crate) type Pool = managed::Pool<Manager>;
 /// A connection that returns to its pool when it is dropped.
 pub(crate) type PooledClient = managed::Object<Manager>;
 
-/// Opens and recycles the connections of a pool. `deadpool-postgres` has a manager of its own, whose
-/// errors can only be the driver's; ours say for each host why it has no connection.
+/// Opens and recycles the connections of a pool. `deadpool-postgres` has a manager of its own,
+/// whose errors can only be the driver's; the errors of this one contain the reason for each host.
 #[derive(Debug)]
 pub(crate) struct Manager {
     connector: Connector,
@@ -72,8 +72,8 @@ impl managed::Manager for Manager {
     }
 }
 
-/// The common part of all pools: connections open on demand, with the settings of their profile where
-/// connections are sessions.
+/// The common part of all pools: connections open on demand, with the settings of their profile
+/// where connections are sessions.
 pub(crate) fn pool_of(
     connector: &Connector,
     mode: SessionMode,
@@ -93,7 +93,7 @@ pub(crate) fn pool_of(
         .runtime(Runtime::Tokio1)
 }
 
-/// The error of a pool that has no connection to give.
+/// The error of a pool that could not provide a connection.
 pub(crate) fn connect_error(error: PoolError<Error>) -> Error {
     match error {
         PoolError::Backend(error) => error,
@@ -124,7 +124,7 @@ impl Db {
         }
     }
 
-    /// A pool for reads alone, which also works on a standby and through a transaction pooler.
+    /// A pool for reads only, which also works on a standby and through a transaction pooler.
     #[must_use]
     pub fn for_reads(connector: &Connector, size: usize, metrics: Metrics) -> Self {
         Self::new(
@@ -225,7 +225,7 @@ impl Db {
         let abandoned = tokio::select! {
             answer = call => {
                 if matches!(&answer, Err(error) if is_read_only(error)) {
-                    // The primary became a standby, and this connection leads to it. So may the others.
+                    // The primary became a standby. Other connections may lead to it too.
                     drop(PooledClient::take(client));
                     self.pool.retain(|_, _| false);
                 }
@@ -234,7 +234,7 @@ impl Db {
             () = tokio::time::sleep(limit) => Error::Timeout { statement, after: limit },
             () = self.stop.cancelled(), if limit > SHORT => Error::Stopping,
         };
-        // The answer may still come, and the next call must not take it for its own.
+        // The answer may still arrive, and the next call must not receive it as its own.
         drop(PooledClient::take(client));
         Err(abandoned)
     }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// What a session is for; decides its settings.
+/// The use of a session, which decides its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionProfile {
     /// Short calls of the stages. Commits asynchronously: a status is written in the transaction
@@ -18,15 +18,15 @@ pub enum SessionProfile {
     Listener,
     /// Changes of the schema: no time limit, because an index build has no known duration.
     Migration,
-    /// Reads of the commands, also on a standby.
+    /// Reads, also on a standby: the migrator observes the progress of an index build.
     Reader,
     /// Reads of the read API.
     Api {
         /// The server's limit on one statement.
         statement_timeout: Duration,
     },
-    /// One read-only transaction, opened with the connection. Nothing outlives the transaction, so a
-    /// transaction pooler hands none of our settings to its other clients.
+    /// One read-only transaction, opened with the connection. Nothing outlives the transaction, so
+    /// a transaction pooler passes none of these settings to its other clients.
     ReadOnlyTransaction,
 }
 
@@ -42,12 +42,12 @@ pub enum SessionMode {
 }
 
 /// The transaction that fills a GIN pending list flushes it while it holds its row locks. With the
-/// server's default of 4 MB the longest call of a backfill (100 runs) took 82 ms, with this limit 34 ms;
-/// the sum of all calls was the same.
+/// server's default of 4 MB the longest call of a backfill (100 runs) took 82 ms, with this limit
+/// 34 ms; the sum of all calls was the same.
 const PENDING_LIST_LIMIT: &str = "256kB";
 
-/// For a backfill, which flushes the list between its calls, while it holds no lock
-/// (`status_indexer.flush_pending_list`). The server's default.
+/// For a backfill, which flushes the list between its calls, when it holds no lock
+/// (`status_indexer.flush_pending_list`). This is the server's default.
 const PENDING_LIST_LIMIT_BULK: &str = "4MB";
 
 /// How a setting is applied.
@@ -63,8 +63,8 @@ enum Scope {
 type Setting = (&'static str, String, Scope);
 
 impl SessionProfile {
-    /// Whether a server in recovery is refused: for writes, which would fail there, and for the read
-    /// API, whose answers would be late, unless a replica is configured.
+    /// Whether a server in recovery is refused: for writes, which would fail there, and for the
+    /// read API, whose answers would be late, unless a replica is configured.
     pub(crate) fn needs_primary(self, is_replica: bool) -> bool {
         match self {
             Self::Worker | Self::Bulk | Self::Listener | Self::Migration => true,
@@ -147,9 +147,9 @@ impl SessionProfile {
             sql.push_str(&format!("set {name} = {value};\n"));
         }
         if self == Self::Listener {
-            // The server ends a LISTEN session that is silent for so long, which is the session of a
-            // frozen process, and with it the leadership. Servers before 14 do not know the setting,
-            // and `set` would fail there.
+            // The server ends a LISTEN session that is idle for this long, such as that of a frozen
+            // process, and so releases the leader's lock. Servers before 14 do not know the
+            // setting, and `set` would fail there.
             sql.push_str(
                 "select set_config(name, '5s', false) from pg_settings where name = 'idle_session_timeout';\n",
             );

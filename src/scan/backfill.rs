@@ -17,8 +17,8 @@ use crate::signals::Signals;
 use crate::status::{RunKey, Status};
 use crate::store::{Applied, Compared, Detail, MAX_BATCH, State, Store};
 
-/// How often the checkpoint is saved: a crash costs a second of comparisons, and saving costs nothing
-/// beside them.
+/// How often the checkpoint is saved: a crash costs a second of comparisons, and the cost of saving
+/// is negligible.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Flush the pending lists of the GIN indexes after this many writes (about 100 bytes each; at most
@@ -28,14 +28,14 @@ const FLUSH_AFTER: i64 = 4_000;
 /// How often the end of a backfill checks whether earlier events have been applied.
 const QUEUE_POLL: Duration = Duration::from_millis(100);
 
-/// A backfill, to be run.
+/// A backfill.
 #[derive(Debug)]
 pub struct Backfill<'a> {
     /// The calls into the database.
     pub store: &'a Store,
     /// Runs compared by one statement.
     pub batch_size: i32,
-    /// How fast.
+    /// How fast the scan goes.
     pub pace: Pace,
     /// Receives wakeups and deadlines.
     pub signals: &'a Signals,
@@ -43,12 +43,12 @@ pub struct Backfill<'a> {
     pub metrics: &'a Metrics,
 }
 
-/// How far a backfill is.
+/// The progress of a backfill.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
-    /// Runs compared, also before it was resumed.
+    /// Runs compared, including those before it was resumed.
     pub compared: i64,
-    /// Runs corrected, also before it was resumed.
+    /// Runs corrected, including those before it was resumed.
     pub corrected: i64,
     /// Statuses written since it was started or resumed, by status.
     pub written: BTreeMap<Status, i64>,
@@ -59,7 +59,7 @@ pub struct Progress {
 pub enum Outcome {
     /// All runs were compared, and the column is valid.
     Complete,
-    /// The column is valid through another backfill.
+    /// Another backfill made the column valid.
     Overtaken,
     /// The column or its parameters changed, or a trigger is missing: it must begin again.
     Outdated,
@@ -127,7 +127,7 @@ impl Backfill<'_> {
             }
         }
         if !self.store.complete_scan(generation).await? {
-            // If a trigger is missing, the events that it lost may lie behind the position.
+            // If a trigger is missing, events of runs before the checkpoint may have been lost.
             self.store.restart_backfill(generation).await?;
             return Ok(Outcome::Outdated);
         }

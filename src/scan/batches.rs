@@ -1,8 +1,8 @@
-//! The batches of a scan, in key order, with the next ones compared while one is handled.
+//! The batches of a scan, in key order; the next ones are compared while one is handled.
 //!
-//! The end of a batch is read before the batch is compared, so that the next one can begin. Promises
-//! that no run is left out: where a batch ended elsewhere, because runs were added or removed
-//! meanwhile, the scan continues from where it really ended.
+//! The expected end of a batch is read before the batch is compared, so that the next one can
+//! start. Promises that no run is left out: if a batch ended at another run, because runs were
+//! added or removed meanwhile, the scan continues after the run at which it did end.
 
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -22,7 +22,7 @@ pub struct Batches<'a> {
     ahead: BoxStream<'a, Result<Batch, Error>>,
 }
 
-/// A batch, and where it was expected to end.
+/// A batch, and the run at which it was expected to end.
 struct Batch {
     compared: Compared,
     expected_end: Option<RunKey>,

@@ -5,24 +5,24 @@ use std::time::Duration;
 use crate::signals::Signals;
 use crate::store::Compared;
 
-/// Runs in one batch of the daemon's scans: some ten milliseconds of the server's time.
+/// Runs in one batch of the daemon's scans: about ten milliseconds of the server's time.
 pub const BATCH: i32 = 2_000;
 
-/// Statuses written a second where each write makes upstream's triggers send a notification.
+/// Maximum statuses written per second if upstream's triggers send a notification for each write.
 pub const MAX_WRITES_WITH_UPSTREAM_NOTIFY: f64 = 200.0;
 
 /// While events arrive fast, a scan that yields goes slower by this factor.
 const YIELD_FACTOR: u32 = 4;
 
-/// The limits of a scan; the strictest holds. By default there are none.
+/// The limits of a scan; the strictest applies. By default there are none.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    /// Statements at the same time. With one, a scan uses one core of the server at most; with more, the
-    /// next batch is compared while the last one is corrected.
+    /// Statements at the same time. With one, a scan uses at most one core of the server; with
+    /// more, the next batch is compared while the last one is corrected.
     pub concurrency: usize,
-    /// Runs compared a second, at most.
+    /// Maximum runs compared per second.
     pub max_rate: Option<f64>,
-    /// Statuses written a second, at most.
+    /// Maximum statuses written per second.
     pub max_writes: Option<f64>,
     /// The pause after each batch, as a multiple of the time that the batch took.
     pub pause_parts: f64,
@@ -43,7 +43,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// How long to pause after a batch that took this time.
+    /// How long to pause after a batch that took this long.
     pub(super) fn pause(&self, took: Duration, batch: &Compared, written: i64) -> Duration {
         let pause = self.pause_for(took, batch.compared, written);
         let busy = self.yield_to.as_ref().is_some_and(Signals::is_busy);

@@ -1,4 +1,4 @@
-//! `status_indexer.apply`: the one way to change a status.
+//! `status_indexer.apply`: the only code that changes a status.
 
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ const FLUSH_PENDING_LIST: &str = "\
 -- apply.flush_pending_list
 select status_indexer.flush_pending_list()";
 
-/// One run with malformed evidence is logged; a client that writes it for every run must not fill the log.
+/// Limits the log lines about malformed evidence: a client that writes it for every run must not
+/// fill the log.
 static INVALID_EVIDENCE: LogLimit = LogLimit::new();
 
 /// A status that was written.
@@ -50,12 +51,12 @@ pub struct InvalidEvidence {
     pub value: Option<String>,
 }
 
-/// What one call, or several, did.
+/// The outcome of one or several calls.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Applied {
     /// Runs evaluated.
     pub applied: usize,
-    /// Runs put (back) into the queue, because somebody else holds their row locks.
+    /// Runs put (back) into the queue, because other transactions hold their row locks.
     pub skipped: Vec<(String, i64)>,
     /// Statuses written.
     pub changes: Vec<Change>,
@@ -95,8 +96,8 @@ impl Applied {
         })
     }
 
-    /// Reports the outcome: counts and logs it, schedules the next deadline, and wakes the worker for
-    /// runs that were put into the queue.
+    /// Reports the outcome: counts and logs it, schedules the next deadline, and wakes the worker
+    /// for runs that were put into the queue.
     pub fn report(&self, signals: &Signals, metrics: &Metrics) {
         self.count(&signals.deadlines, metrics);
         if !self.skipped.is_empty() {
@@ -147,8 +148,8 @@ impl InvalidEvidence {
 }
 
 impl Store {
-    /// Evaluates the given runs and writes the statuses that differ, in as many calls as keep the row
-    /// locks short.
+    /// Evaluates the given runs and writes the statuses that differ, in calls that are small enough
+    /// to hold row locks only briefly.
     ///
     /// # Errors
     /// If a call fails; the calls before it stay in effect.
@@ -177,8 +178,8 @@ impl Store {
         Applied::read(&row, name_of(APPLY))
     }
 
-    /// Flushes the pending lists of the runs table's GIN indexes while no row lock is held, so that no
-    /// batch has to.
+    /// Flushes the pending lists of the runs table's GIN indexes while no row lock is held, so that
+    /// no batch has to flush them.
     ///
     /// # Errors
     /// If the call fails.

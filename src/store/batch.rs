@@ -1,8 +1,10 @@
-//! How many runs one call evaluates: as many as the server manages while it may hold their row locks.
+//! How many runs one call evaluates: as many as the server can evaluate within the limit on row
+//! locks.
 //!
-//! A heartbeat of a run in a batch waits for the whole batch, so the limit is on time. The time depends
-//! on the server's load, caches and plans, and on the amount of evidence, so the server measures each
-//! call, and all callers share the result. A single run that takes longer is still a batch.
+//! A heartbeat of a run in a batch waits for the whole batch, so the time is limited. The time
+//! depends on the server's load, caches and plans, and on the amount of evidence, so the server
+//! measures each call, and all callers share the result. A single run that takes longer is still a
+//! batch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,8 +13,8 @@ use std::time::Duration;
 /// The longest that a batch should hold its row locks.
 const MAX_LOCK_HOLD: Duration = Duration::from_millis(50);
 
-/// The largest batch of events: larger ones save hardly any time, and the first event of a batch waits
-/// for the last.
+/// The largest batch of events: larger batches save hardly any time, and the first event of a batch
+/// waits for the last.
 pub const MAX_BATCH: usize = 100;
 
 /// See the module. Clones share the size.
@@ -23,11 +25,12 @@ pub struct BatchSize {
 }
 
 impl BatchSize {
-    /// The largest batch of a backfill, which pays one commit and one flush a batch: about half of the
-    /// runs that differ in one of its steps.
+    /// The largest batch of a backfill, where each batch costs one commit and one flush: about half
+    /// of the runs that differ in one batch of the scan.
     pub const MAX_BULK: usize = 400;
 
-    /// The speed of the server is unknown at first, and the first call makes plans.
+    /// The first batch: the speed of the server is not known yet, and the first call plans its
+    /// statements.
     const FIRST: usize = 10;
 
     /// Begins small, and grows to `max`.
@@ -51,8 +54,8 @@ impl BatchSize {
         self.max
     }
 
-    /// Learns that a call for `taken` runs held their row locks for so long. Grows by doubling, and
-    /// shrinks at once to what would have fitted.
+    /// Adapts the size to a call that held the row locks of `taken` runs for this long. Grows by
+    /// doubling, and shrinks at once to the size that would have fitted.
     pub fn learn(&self, taken: usize, held: Duration) {
         let size = self.get();
         let fitting = match held.as_micros() {

@@ -12,8 +12,8 @@ const DRAIN: &str = "\
 select claimed, last_id, lags, applied, skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.drain($1, $2, $3)";
 
-/// Moves the first row of the queue to its end, so that one run that cannot be written does not hold
-/// up the others.
+/// Moves the first row of the queue to its end, so that one run that cannot be written does not
+/// block the others.
 const REQUEUE_LAST: &str = "\
 -- queue.requeue_last
 with head as (
@@ -44,7 +44,7 @@ select not exists (select
                      from status_indexer.queue
                     where enqueued_at < to_timestamp($1)) as clear";
 
-/// What one claim did.
+/// The outcome of one call of `drain`.
 #[derive(Debug, Default)]
 pub struct Drained {
     /// Queue rows requested.
@@ -55,7 +55,7 @@ pub struct Drained {
     pub last_id: Option<i64>,
     /// Seconds from each event's writing to the end of the call.
     pub lags_secs: Vec<f64>,
-    /// What was done to their runs.
+    /// The outcome for their runs.
     pub applied: Applied,
 }
 
@@ -68,9 +68,9 @@ impl Drained {
 }
 
 impl Store {
-    /// Takes up to `max` rows with an id above `after_id`, but no more than keep the row locks of the
-    /// runs short, and applies their runs, in one statement. With `suppress_ms`, writers send no
-    /// notification for so long.
+    /// Takes up to `max` rows with an id above `after_id`, or fewer if more would hold the row
+    /// locks of the runs for too long, and applies their runs, in one statement. With
+    /// `suppress_ms`, writers send no notification for that time.
     ///
     /// # Errors
     /// If the call fails; the rows are still in the queue then.

@@ -1,4 +1,4 @@
-//! Reads over the runs: what time may have changed, and what differs from the definition.
+//! Finds the runs whose status time may have changed, and those that differ from the definition.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const KEY_AFTER: &str = "\
 select flow_id, run_number
   from status_indexer.key_after($1, $2, $3)";
 
-/// What a scan for passed deadlines found.
+/// The result of a scan for passed deadlines.
 #[derive(Debug)]
 pub struct Due {
     /// The database's clock, seconds since the epoch.
@@ -81,8 +81,8 @@ pub enum Explained {
 }
 
 impl Difference {
-    /// Classifies the difference. A deadline that passed no longer than `slack` ago counts as passed
-    /// just now.
+    /// Classifies the difference. A deadline that passed no longer than `slack` ago counts as
+    /// passed just now.
     #[must_use]
     pub fn classify(&self, slack: Duration) -> Explained {
         let near = |secs: f64| secs <= slack.as_secs_f64();
@@ -106,7 +106,7 @@ impl Difference {
     }
 }
 
-/// A deadline that passed so recently may not have been swept yet.
+/// A deadline that passed within this time may not have been swept yet.
 pub const DEADLINE_SLACK: Duration = Duration::from_secs(5);
 
 /// One batch of a scan.
@@ -126,23 +126,23 @@ pub struct Compared {
     pub replayed_secs: Option<f64>,
     /// The runs that differ.
     pub differing: Vec<RunKey>,
-    /// The same with their reasons; empty with [`Detail::Keys`].
+    /// The runs that differ, with their reasons; empty with [`Detail::Keys`].
     pub differences: Vec<Difference>,
 }
 
-/// What a comparison returns of the runs that differ.
+/// How much a comparison returns about the runs that differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// Their keys. Enough for a backfill, where many differ.
+    /// Only their keys: enough for a backfill, where many runs differ.
     Keys,
-    /// Also the stored and the computed status, and the reason.
+    /// Also the stored and the computed status, the reason and the evidence.
     Reasons,
 }
 
 impl Store {
-    /// Finds the runs whose deadline lies in (`since_secs`, now]; without `since_secs`, every run that
-    /// time may have changed. With `out_of_range` also the running ones whose heartbeat was written
-    /// outside the cutoff.
+    /// Finds the runs whose deadline lies in (`since_secs`, now]; without `since_secs`, every run
+    /// that time may have changed. With `out_of_range` also the running ones whose heartbeat was
+    /// written outside the cutoff.
     ///
     /// # Errors
     /// If the call fails.
@@ -166,8 +166,8 @@ impl Store {
         })
     }
 
-    /// Compares the `batch` runs after `after` with the definition, in key order and in one snapshot,
-    /// without locks.
+    /// Compares the `batch` runs after `after` with the definition, in key order and in one
+    /// snapshot, without locks.
     ///
     /// # Errors
     /// If the call fails.

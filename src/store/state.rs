@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::pg::{SHORT, name_of};
 use crate::status::RunKey;
 
-/// The version of the definition that this binary knows.
+/// The version of the definition that this binary supports.
 pub const DEFINITION_VERSION: i32 = 1;
 
 const LOAD: &str = "\
@@ -85,13 +85,13 @@ pub struct State {
     pub cutoff_secs: i64,
     /// The version of the definition in force.
     pub definition_version: i32,
-    /// Grows whenever the column is invalidated; a scan makes the column valid only in the generation in
-    /// which it began.
+    /// Increases whenever the column is invalidated; a scan makes the column valid only in the
+    /// generation in which it began.
     pub generation: i64,
     /// Whether the column is valid.
     pub valid: bool,
-    /// What keeps the indexer from seeing every row and every event. While there is any, no scan makes the
-    /// column valid.
+    /// The obstacles found: what keeps the indexer from seeing every row and every event. While
+    /// there is any, no scan makes the column valid.
     pub obstacles: Vec<Obstacle>,
     /// The checkpoint: the last run that the scan in progress has compared.
     pub scan_position: Option<RunKey>,
@@ -162,8 +162,8 @@ impl Store {
         })
     }
 
-    /// Puts another cutoff in force, which invalidates the column until every run has been compared
-    /// again. True if the cutoff differed.
+    /// Stores another cutoff and invalidates the column, until every run has been compared again.
+    /// True if the cutoff differed.
     ///
     /// # Errors
     /// If the call fails.
@@ -173,7 +173,7 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Makes the position of a scan durable. Returns whether the column is valid by now; none if the
+    /// Saves the position of a scan. Returns whether the column is valid now; none if the
     /// generation is over, so that the scan must begin again.
     ///
     /// # Errors
@@ -206,8 +206,8 @@ impl Store {
         self.db.query(INVALIDATE_NOW, &[], SHORT).await.map(drop)
     }
 
-    /// Completes a scan: the column is valid, and the next scan begins at the first run. False if the
-    /// generation is over, or if there is an obstacle.
+    /// Completes a scan: the column is valid, and the next scan begins at the first run. False if
+    /// the generation is over, or if there is an obstacle.
     ///
     /// # Errors
     /// If the call fails.
@@ -218,7 +218,7 @@ impl Store {
     }
 
     /// Ends the backfills in progress and makes the next one begin at the first run, because events
-    /// behind their position may have been lost.
+    /// of runs before their checkpoint may have been lost.
     ///
     /// # Errors
     /// If the call fails.
