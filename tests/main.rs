@@ -1,14 +1,13 @@
-//! Every test of the product that meets a real PostgreSQL, in one binary, so that they share one
-//! server.
+//! The integration tests of the product, in one binary, so that they share one PostgreSQL server.
 //!
 //! | Folder | What belongs there |
 //! |---|---|
-//! | [`pipeline`] | the way of an event to its status, the reconciler, replicas: a healthy daemon |
+//! | [`pipeline`] | the path of an event to its status, the reconciler, replicas: a healthy daemon |
 //! | [`faults`] | the same while something fails: daemons, servers, networks, locks, clocks |
 //! | [`histories`] | random writes and faults, checked by the oracle |
 //! | [`definition`] | the SQL that decides a status, against the oracle |
 //! | [`migrate`] | installing, upgrading and removing the database objects |
-//! | [`connect`] | the way to the server: parameters, TLS, several hosts, secrets, waiting |
+//! | [`connect`] | connections to the server: parameters, TLS, several hosts, secrets, waiting |
 //! | [`commands`] | the command line: help, exit codes, `explain`, `backfill`, `verify` |
 //! | [`api`] | the read API over HTTP |
 //! | [`deploy`] | the files of `deploy/`, each with the program that reads it |

@@ -18,7 +18,7 @@ pub enum SessionProfile {
     Listener,
     /// Changes of the schema: no time limit, because an index build has no known duration.
     Migration,
-    /// Reads, also on a standby: the migrator observes the progress of an index build.
+    /// Reads, also on a standby: the progress of an index build for the migrator, and the demo's.
     Reader,
     /// Reads of the read API.
     Api {

@@ -1,5 +1,5 @@
 //! Connections, streams and outages: which resources a request holds, when it releases them, and
-//! what is answered while the database is away.
+//! what is answered while the database is unavailable.
 
 use std::time::Duration;
 
@@ -39,7 +39,8 @@ async fn the_complete_list_is_streamed_without_holding_a_connection() {
         .expect("the API reads");
     let mut start = [0; 1000];
     slow.read_exact(&mut start).await.expect("it has begun");
-    // Ten megabytes do not fit into the buffers: the stream waits for its reader; others are served.
+    // Ten megabytes do not fit into the buffers: the stream waits for its reader; others are
+    // served.
     for _ in 0..20 {
         assert_eq!(
             server

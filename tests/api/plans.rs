@@ -27,7 +27,7 @@ begin
 end
 $$";
 
-/// 60,000 runs of one flow. Few have another status than completed, and these are old.
+/// 60,000 runs of one flow. Few have a status other than completed, and these are old.
 const ROWS: &str = "\
 set session_replication_role = replica;
 insert into flows_v3 (flow_id, user_name, ts_epoch, tags, system_tags)

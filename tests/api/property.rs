@@ -1,7 +1,7 @@
-//! Pages against a plain query for the same filters, for random runs and random filters.
+//! Pages compared with a plain query for the same filters, on random runs and with random filters.
 //!
-//! The query is written a second time here, in the simplest SQL, with values as literals and without
-//! paging; a failure prints its seed.
+//! The plain query is built here in the simplest SQL, with values as literals and without paging. A
+//! failure prints its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

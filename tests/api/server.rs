@@ -1,5 +1,5 @@
-//! The API on a database of the test's own, without the daemon's stages: the statuses are those that
-//! the test writes.
+//! The API on a database of the test's own, without the daemon's stages: the statuses are those
+//! that the test writes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -194,8 +194,8 @@ impl ApiServer {
             .count()
     }
 
-    /// Locks the table of runs in a session of its own, until [`unlock`]. (Within a transaction, the
-    /// catalog of sessions would be a snapshot.)
+    /// Locks the table of runs in a session of its own, until [`unlock`]. (Within a transaction,
+    /// the catalog of sessions would be a snapshot.)
     pub(super) async fn lock(&self) -> Client {
         let blocker = self.database.client().await;
         blocker

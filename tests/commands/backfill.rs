@@ -1,5 +1,5 @@
-//! `status-indexer backfill`: it completes, resumes, shares the work, and marks the column valid only
-//! where it may.
+//! `status-indexer backfill`: it completes, resumes, shares the work, and marks the column valid
+//! only where it may.
 
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ async fn a_stale_backfill_cannot_mark_a_column_valid_that_was_created_after_it()
     let (database, writer, frozen) = frozen_backfill().await;
     assert_eq!(command(&database, &["migrate", "down"]).await.0, Some(0));
     assert_eq!(command(&database, &["migrate", "up"]).await.0, Some(0));
-    // From here on the column may be valid only after a complete scan of it.
+    // From here on the column may become valid only after a complete scan.
     frozen.thaw();
     let ended = frozen.exit().await;
     assert!(ended.code().is_some());

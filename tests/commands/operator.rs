@@ -1,4 +1,4 @@
-//! What operators do: empty variables, closed pipes, removal under a running daemon, grants.
+//! Situations of operation: empty variables, closed pipes, removal under a running daemon, grants.
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `status-indexer verify`: what it lists, counts and exits with.
+//! `status-indexer verify`: its list, its counts and its exit codes.
 
 use serde_json::Value;
 use testkit::database::Database;

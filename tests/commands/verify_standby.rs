@@ -98,7 +98,7 @@ async fn verify_on_a_standby_lists_drift_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verify_on_a_lagging_standby_reports_passed_deadlines_as_unknown() {
-    /// So soon after a deadline a difference does not count, on any server, seconds.
+    /// Within this many seconds after a deadline, no server counts a difference.
     const SLACK: f64 = 5.0;
     let primary = Postgres::start(Options::default()).await;
     let primary = primary.expect("a server of our own");

@@ -1,7 +1,8 @@
-//! The way to the server behaves as libpq does, also where the servers do not.
+//! Connections are made as by libpq, also while servers fail.
 //!
-//! Owns two promises: a connection string means what it means to `psql`, and no server, name or secret
-//! that is absent for a while ends the daemon or makes it connect to the wrong server.
+//! Owns two promises: a connection string means what it means to `psql`, and a server, name or
+//! secret that is missing for a while neither ends the daemon nor makes it connect to the wrong
+//! server.
 
 mod failover;
 mod hosts;

@@ -1,4 +1,4 @@
-//! Servers as sites configure them: certificates, rules of `pg_hba.conf`, and a pooler
+//! Servers with realistic configurations: certificates, rules of `pg_hba.conf`, and a pooler
 //! without a server.
 
 use std::fs;
@@ -17,7 +17,7 @@ pub(super) async fn start() -> Postgres {
         .expect("a server of our own")
 }
 
-/// Replaces the server's rules of authentication.
+/// Replaces the server's authentication rules.
 pub(super) async fn set_rules(server: &Postgres, rules: &str) {
     install(server, "pg_hba.conf", rules.as_bytes());
     let client = testkit::database::connect(&server.config("postgres")).await;
@@ -81,7 +81,7 @@ fn read(path: &Path) -> Vec<u8> {
     fs::read(path).expect("openssl wrote it")
 }
 
-/// Answers every connection with one error, as a pooler does that has no server to give.
+/// Answers every connection with one error, as a pooler without an available server does.
 pub(super) struct Refusing {
     pub(super) address: SocketAddr,
     _task: AbortOnDropHandle<()>,

@@ -24,8 +24,8 @@ $$";
     let client = migrated(&database).await;
     client.batch_execute(CAST).await.expect("plpgsql is there");
     let mut texts: BTreeSet<String> = (0..5_000).map(|_| boolean_like(&mut rng)).collect();
-    // Every character alone, around a word and in it: some locales treat it as white space or as the
-    // other case of a letter.
+    // Every character alone, around a word and in it: some locales treat it as white space or as
+    // the other case of a letter.
     for code in (1..0x250)
         .chain(0x2000..0x2070)
         .chain([0x212a, 0x3000, 0xfeff, 0x1f600])

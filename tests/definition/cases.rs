@@ -34,8 +34,8 @@ pub(super) fn pick<'a, T>(rng: &mut StdRng, from: &'a [T]) -> &'a T {
     &from[rng.random_range(0..from.len())]
 }
 
-/// Texts around every spelling of a boolean: the spellings, in any case, with white space, shortened,
-/// lengthened, quoted, and texts that only look similar.
+/// Texts around every spelling of a boolean: the spellings, in any case, with white space,
+/// shortened, lengthened, quoted, and texts that only look similar.
 pub(super) fn boolean_like(rng: &mut StdRng) -> String {
     const WORDS: [&str; 22] = [
         "t", "tr", "tru", "true", "y", "ye", "yes", "on", "1", "f", "fa", "fal", "fals", "false",

@@ -29,7 +29,8 @@ impl Instant {
             _ => Some(rng.random_range(0..4_000_000_000)),
         };
         let from = i128::from(heartbeat.unwrap_or(1_700_000_000)) * MICROS;
-        // Instants around the edges, on both sides, down to a microsecond, and the edges themselves.
+        // Instants around the edges, on both sides, down to a microsecond, and the edges
+        // themselves.
         let edge = i128::from(cutoff) * MICROS * pick(rng, &[-1, 0, 1]);
         let off = match rng.random_range(0..4) {
             0 => 0,
@@ -71,8 +72,8 @@ impl Instant {
         .evaluate(self.now_micros, self.cutoff)
     }
 
-    /// The only moment at which time alone can change the status: the heartbeat leaves the range, or
-    /// comes into it.
+    /// The only moment at which time alone can change the status: the heartbeat leaves the range,
+    /// or comes into it.
     fn next_change(&self, expected: &Expected) -> Option<String> {
         let heartbeat = i128::from(self.heartbeat?);
         let cutoff = i128::from(self.cutoff);

@@ -1,7 +1,7 @@
 //! The definition in SQL against the oracle, on thousands of generated cases.
 //!
-//! Promises that `apply`, `compare` and `explain` agree with the oracle on every case, and that each
-//! run of the tests meets every rule of the definition often. A failure prints the seed.
+//! Promises that `apply`, `compare` and `explain` agree with the oracle on every case, and that
+//! each run of the tests meets every rule of the definition often. A failure prints the seed.
 
 mod apply;
 mod booleans;

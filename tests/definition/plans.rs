@@ -1,4 +1,4 @@
-//! What an evaluation reads of a run with very many metadata rows.
+//! How much an evaluation reads of a run with very many metadata rows.
 
 use serde_json::Value as Json;
 use testkit::database::Database;

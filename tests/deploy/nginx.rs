@@ -1,8 +1,8 @@
 //! The configuration of `deploy/nginx` in a real nginx, with two small servers behind it.
 //!
 //! Owns the promises about which request is sent where. The servers stand for the metadata service
-//! and for the indexer's API; they record the requests that reach them, and their answers name them.
-//! Only addresses and the timeout for an unresponsive server are changed in the file.
+//! and for the indexer's API; they record the requests that reach them, and their answers name
+//! them. Only addresses and the timeout for an unresponsive server are changed in the file.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;

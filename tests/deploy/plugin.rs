@@ -1,8 +1,8 @@
 //! The plug-in of `deploy/metadata-service`, in a process with the metadata service's structure.
 //!
 //! Owns the promises about when the column answers and when the service's own joins do. The host in
-//! `tests/deploy/plugin` is ours and small; it stands for the service, with a real connection pool on
-//! a real server.
+//! `tests/deploy/plugin` is ours and small; it stands for the service, with a real connection pool
+//! on a real server.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -291,11 +291,11 @@ async fn the_joins_answer_until_the_column_is_valid_and_then_the_column() {
     assert_eq!(service.ask("failed").await, column(&[third, first]));
     assert_eq!(service.ask("completed").await, column(&[second]));
     assert_eq!(service.ask("running").await, column(&[]));
-    // One line per change, however many checks there were. A check between two steps of the migration
-    // has a doubt of its own.
+    // One line for each change, however many checks there were. A check between two steps of the
+    // migration may log another reason.
     let said = service.said();
     let [absent, between @ .., unfinished, on] = said.as_slice() else {
-        panic!("too little was said: {said:?}");
+        panic!("too few log lines: {said:?}");
     };
     assert!(absent.contains("the indexer is not installed"), "{said:?}");
     assert!(unfinished.contains("the column is not valid"), "{said:?}");
@@ -405,7 +405,7 @@ async fn a_column_without_a_running_daemon_is_in_doubt() {
         .await;
     assert!(site.service.ask("failed").await.joined);
 
-    // A daemon handles both, and the doubt ends.
+    // A daemon handles both, and the column answers again.
     let _daemon = Launch::on(&site.database).start().await;
     site.service.says(ON).await;
     assert_eq!(
@@ -427,7 +427,7 @@ async fn a_run_that_is_retried_for_ever_raises_no_doubt() {
         writer.status("F", run).await == "running"
     })
     .await;
-    // Several checks pass; the doubt about the queue shows when they have.
+    // The log line about the queue appears only after several checks.
     site.daemon.freeze().await;
     site.sql("insert into status_indexer.queue (flow_id, run_number, enqueued_at) values ('F', 1, now() - interval '2 min')").await;
     site.service

@@ -1,7 +1,8 @@
-//! The language of the project: one word a concept, and only words that a reader knows.
+//! The language of the project: one word for each concept, and only words that a reader knows.
 //!
-//! Owns the list of words that are kept out of code, help, logs, documents and deployment files, each
-//! with the word to use. Names and comments count, because they become texts sooner or later.
+//! Owns the list of words that may not occur in code, help, logs, documents and deployment files,
+//! each with the word to use instead. Names and comments count too, because they often become
+//! texts.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The documents against the code: what they say is true, and in the words of the field.
+//! The documents against the code: their statements are true, and they use standard terms.
 //!
 //! Owns no behaviour. [`tables`] holds the generated tables to the code, [`commands`] the commands that
 //! are shown, [`links`] files and headings, [`language`] the words. The readers of files and flags here

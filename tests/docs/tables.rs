@@ -1,7 +1,7 @@
 //! The tables of flags and metrics against the code.
 //!
-//! `docs/configuration.md` and `docs/metrics.md` contain one table each that is generated from clap's
-//! definition and from the registry. `UPDATE_DOCS=1` replaces them.
+//! `docs/configuration.md` and `docs/metrics.md` contain one table each that is generated from
+//! clap's definition and from the registry. `UPDATE_DOCS=1` replaces them.
 
 use std::fmt::Write as _;
 
@@ -111,7 +111,8 @@ fn metrics() -> String {
     table
 }
 
-/// Fails if the table with this header differs from the code; with `UPDATE_DOCS=1` set, replaces it.
+/// Fails if the table with this header differs from the code; with `UPDATE_DOCS=1` set, replaces
+/// it.
 fn check(document: &str, expected: &str) {
     let current = text(document);
     if current.contains(&format!("\n\n{expected}\n"))

@@ -42,7 +42,8 @@ async fn heartbeats_that_move_out_of_range_and_back_are_followed() {
     for _ in &out_of_range {
         ids.push(writer.insert_run("F", Some(now)).await);
     }
-    // Out of range while running, for all of them at once: no trigger fires, the sweeper finds them.
+    // Out of range while running, for all of them at once: no trigger fires, the sweeper finds
+    // them.
     for (id, value) in ids.iter().zip(&out_of_range) {
         run(writer.client(), &set(*id, value)).await;
     }

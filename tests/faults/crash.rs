@@ -115,8 +115,8 @@ async fn readiness(daemon: &Daemon) -> Option<u16> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_status_is_right_after_a_server_crash_under_load() {
     let seed = Seed::from_env();
-    // Durable, so that the writers' commits survive; the daemon's own commits are asynchronous, and a
-    // crash undoes some of them.
+    // Durable, so that the writers' commits survive; the daemon's own commits are asynchronous, and
+    // a crash undoes some of them.
     let options = Options::default()
         .set("fsync", "on")
         .set("full_page_writes", "on");

@@ -1,4 +1,4 @@
-//! Faults that real sites have, injected into a real server and the real binary.
+//! Faults that occur in production, injected into a real server and the real binary.
 //!
 //! Owns one promise in many forms: no event is lost, no status is stale after the fault has ended,
 //! and no writer of evidence is affected. One file per kind of fault.

@@ -1,4 +1,4 @@
-//! No session, less speed, no stop: whatever happens to the LISTEN session, somebody works.
+//! Without a LISTEN session the indexer is slower, but it works: some daemon leads by polling.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ select pid
     let now = writer.now_ms().await;
     let run = writer.insert_run("F", Some(now / 1000)).await;
     writer.attempt_ok("F", run, "True", now).await;
-    // By the first or the second: their pools work.
+    // Either daemon may lead: the pools of both work.
     eventually(TIMEOUT, "somebody leads", async || {
         leads(&first).await || leads(&second).await
     })

@@ -30,7 +30,7 @@ async fn stale_run(writer: &Writer) -> i32 {
     run
 }
 
-/// A session that fails instead of waiting for ever, where it must not have to wait.
+/// A session that must not have to wait: it fails instead of waiting forever.
 async fn session(database: &Database) -> Client {
     let client = database.client().await;
     run(&client, "set lock_timeout = '10s'").await;

@@ -231,7 +231,8 @@ select pg_notify('elsewhere', n || repeat('x', 7000))
     }
 }
 
-/// Only since PostgreSQL 17, where the size of the notification queue can be set; before, it is 8 GB.
+/// Only since PostgreSQL 17, where the size of the notification queue can be set; before, it is 8
+/// GB.
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_succeed_with_a_full_notification_queue_and_statuses_follow() {
     let shared = testkit::database::shared().await;

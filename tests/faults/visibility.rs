@@ -1,5 +1,5 @@
-//! What keeps the daemon from seeing every row and every event: it says so, and trusts nothing until it
-//! has seen everything again.
+//! Obstacles that keep the daemon from seeing every row and every event: it reports them, and the
+//! column is not valid until all runs have been compared again.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! What the random histories must detect: a trigger is dropped, and a round has to fail.
 //!
-//! All but the last test run where only events change a status, one event at a time, with heartbeats
-//! far from the cutoff. A run whose event is missing is then wrong as soon as the queue is empty, and
-//! stays wrong: whether a list of steps fails depends on the steps, not on the speed of the machine.
+//! All but the last test run where only events change a status, one event at a time, with
+//! heartbeats far from the cutoff. The status of a run whose event is missing is then incorrect as
+//! soon as the queue is empty, and stays so: whether a list of steps fails depends on the steps,
+//! not on the speed of the machine.
 
 use std::time::Duration;
 
@@ -58,8 +59,8 @@ async fn drop_trigger(environment: &Environment, table: &str, trigger: &str) {
     dropped.expect("the trigger is installed");
 }
 
-/// Why steps fail, in histories whose every write fires its trigger by design: evidence that is older
-/// than its run does not.
+/// Why steps fail, in histories whose every write fires its trigger by design: evidence that is
+/// older than its run does not.
 async fn failure(environment: &mut Environment, steps: &[Step]) -> Option<Failure> {
     let first = environment.histories.len();
     let mut failure = run_steps(environment, steps, TIMEOUT).await.err()?;
@@ -69,7 +70,7 @@ async fn failure(environment: &mut Environment, steps: &[Step]) -> Option<Failur
             .bypasses_triggers
     });
     let blamed = !failure.histories.is_empty();
-    // Otherwise the wrong statuses would fail every later round.
+    // Otherwise the incorrect statuses would fail every later round.
     environment.forget().await;
     blamed.then_some(failure)
 }

@@ -1,8 +1,9 @@
-//! Random histories of writes and faults: in the end every status is the one that the oracle expects.
+//! Random histories of writes and faults: in the end every status is the one that the oracle
+//! expects.
 //!
-//! Promises that for hundreds of random histories, of writes of every kind with faults of every kind
-//! in between, the stored statuses are right; and that such a test can fail, and then reports few
-//! steps. The histories themselves are [`testkit::history`].
+//! Promises that for hundreds of random histories, of writes of every kind with faults of every
+//! kind in between, the stored statuses are right; and that such a test can fail, and then reports
+//! few steps. The histories themselves are [`testkit::history`].
 
 mod detection;
 mod shrink;

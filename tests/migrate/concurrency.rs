@@ -1,4 +1,4 @@
-//! Migrations beside other migrations, and beside sessions that write or hold locks and snapshots.
+//! Migrations while other migrations run, and while sessions write or hold locks and snapshots.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! `migrate down`: nothing of the indexer is left, and nothing else is changed.
+//! `migrate down`: removes all of the indexer's objects, and changes nothing else.
 
 use testkit::database::Database;
 

@@ -21,7 +21,7 @@ fn seeded() -> StdRng {
 async fn kill_midway(database: &Database, args: &[&str], rng: &mut StdRng) {
     let observer = database.client().await;
     let daemon = Launch::on(database).args(args).spawn();
-    // Up to a step, and then a little further. For `down` the triggers show the progress.
+    // Waits for a step, and then a little longer. For `down` the triggers show the progress.
     let target = rng.random_range(0..=STEPS);
     let progress = if args.contains(&"down") {
         "select case when to_regclass('status_indexer.state') is null then 15

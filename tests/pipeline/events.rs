@@ -1,4 +1,4 @@
-//! The whole way from a write to a status, with the real binary and a real server.
+//! The path from a write to a status, with the real binary and a real server.
 
 use std::time::Duration;
 

@@ -100,7 +100,7 @@ async fn a_healthy_pipeline_has_no_drift() {
 #[tokio::test(flavor = "multi_thread")]
 async fn deadlines_that_passed_while_no_daemon_ran_are_not_drift() {
     const CUTOFF: i64 = 360;
-    /// So soon after a deadline a difference does not count as drift anyway, seconds.
+    /// Within this many seconds after a deadline, a difference does not count as drift.
     const SLACK: f64 = 5.0;
     let database = Database::fresh().await;
     let writer = database.writer().await;

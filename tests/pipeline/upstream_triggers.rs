@@ -1,5 +1,5 @@
-//! Databases with upstream's own triggers that notify: a backfill logs that and keeps to a rate,
-//! because each status that it writes is a message to every listening session.
+//! Databases with upstream's own notification triggers: the daemon logs them, and a backfill limits
+//! its rate, because each status that it writes sends a message to every listening session.
 
 use std::time::Duration;
 

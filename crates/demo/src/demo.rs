@@ -26,7 +26,7 @@ use crate::report::{Ending, Report};
 use crate::view::{FRAME, Progress, View, print};
 use crate::watch::Watch;
 
-/// How long the demo runs where nobody can press Ctrl-C.
+/// How long the demo runs without a terminal, where nobody can press Ctrl-C.
 const UNATTENDED: Duration = Duration::from_secs(30);
 
 /// A hundredth of the usual cutoff and a tenth of the usual interval, so that a viewer sees runs
@@ -37,22 +37,23 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long the clients write before the indexer is installed.
 const BEFORE: Duration = Duration::from_secs(1);
 
-/// Nothing is pending when no deadline falls due for so long.
+/// Nothing is pending if no deadline falls due within this time.
 const SETTLED_MARGIN: Duration = Duration::from_secs(30);
 
-/// All deadlines have passed long before; the backfill may take a while on a slow machine.
+/// How long settling may take: all deadlines pass much earlier, but the backfill may be slow on a
+/// slow machine.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The options of the demo.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Seconds of traffic; without it until Ctrl-C on a terminal, else 30
+    /// Seconds of traffic [default: until Ctrl-C on a terminal, otherwise 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     duration: Option<u64>,
-    /// Repeats the traffic of an earlier demo, which printed its seed
+    /// Seed of an earlier demo, to repeat its traffic
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// New runs a second, on average
+    /// New runs per second, on average
     #[arg(long, value_name = "RUNS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=200))]
     rate: u32,
 }
@@ -64,7 +65,7 @@ impl DemoArgs {
     }
 }
 
-/// A task that is aborted when dropped, and the token that stops it in good order.
+/// A task that is aborted when dropped, and the token that stops it gracefully.
 struct Task {
     handle: AbortOnDropHandle<anyhow::Result<()>>,
     stop: CancellationToken,
@@ -169,7 +170,7 @@ fn stopped_early() -> anyhow::Result<Exit> {
     Ok(Exit::Unknown)
 }
 
-/// Everything that runs while the demo is watched.
+/// Everything that runs while the view is shown.
 struct Demo {
     progress: Progress,
     watch: Watch,
@@ -179,7 +180,7 @@ struct Demo {
 }
 
 impl Demo {
-    /// Until the duration is over or `stop`.
+    /// Shows the view until the duration is over or `stop`.
     async fn run_until(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
         let over = |progress: &Progress| {
             let duration = progress.duration;

@@ -1,9 +1,9 @@
-//! The log of a process that also draws: its lines become part of the view.
+//! The log of the demo: while a view is drawn, its lines become part of the view.
 //!
-//! Owns the last lines of the log. While a view is open it shows them; otherwise they go to standard
-//! error as text. Without a terminal nothing is drawn, and warnings are logged as by the product,
-//! except those about malformed evidence, which the demo writes on purpose. Called by `main` and
-//! [`crate::view`].
+//! Owns the last lines of the log. While a view is open it shows them; otherwise they go to
+//! standard error as text. Without a terminal nothing is drawn, and warnings are logged as by the
+//! product, except those about malformed evidence, which the demo writes on purpose. Called by
+//! `main` and [`crate::view`].
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal as _, Write};
@@ -17,8 +17,8 @@ use status_indexer::telemetry::{self, LogFormat};
 /// Without a terminal: warnings and errors.
 const PLAIN: &str = "warn,status_indexer::store::apply=error";
 
-/// In the view: also what the daemon does, down to each status written. The migration's steps and
-/// the daemon's start come before there is a view to show them.
+/// In the view: also the daemon's work, including each status written. The migration's steps and
+/// the daemon's start are logged before there is a view.
 const SHOWN: &str = "info,status_indexer::store::apply=debug,status_indexer::migrate=warn,\
                      status_indexer::daemon=warn,status_indexer::daemon::listener=info,\
                      status_indexer::daemon::reconciler=info";

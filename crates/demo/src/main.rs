@@ -1,9 +1,11 @@
-//! status-indexer at work on a private PostgreSQL, for a person to watch: `make demo`.
+//! `make demo`: status-indexer on a private PostgreSQL with simulated traffic, for a person to
+//! watch.
 //!
-//! [`demo`] is the sequence, [`playground`] the server and the installed indexer, [`watch`] observes
-//! and compares, [`view`] and [`logs`] show it, [`report`] has the result. The simulated clients and
-//! the server are those of the crate `testkit`. Exit codes: 0 the column equals the definition, 1 it
-//! differs or the demo failed, 2 it was stopped before that was known, 64 bad usage.
+//! [`demo`] is the sequence, [`playground`] the server and the installed indexer, [`watch`]
+//! observes and compares, [`view`] and [`logs`] show it, [`report`] has the result. The simulated
+//! clients and the server are those of the crate `testkit`. Exit codes: 0 the column equals the
+//! definition, 1 it differs or the demo failed, 2 it was stopped before that was known, 64 bad
+//! usage.
 
 mod demo;
 mod logs;

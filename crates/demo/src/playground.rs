@@ -1,4 +1,4 @@
-//! Where the demo runs: a private server with upstream's tables and runs in them.
+//! The environment of the demo: a private server with upstream's tables and runs in them.
 //!
 //! Owns the server. Promises that the printed commands work when they are copied into another
 //! terminal. Called by [`crate::demo`].
@@ -29,13 +29,13 @@ const HISTORY: &str = include_str!("history.sql");
 
 const DATABASE: &str = "metaflow";
 
-/// Short enough that several reconciliation passes are made in a minute.
+/// Short enough for several reconciliation passes in a minute.
 const RECONCILE_SECS: u64 = 10;
 
-/// At most so many runs are explained at the end.
+/// The maximum number of runs that are explained at the end.
 const EXPLAINED: usize = 20;
 
-/// A run that has something to explain: its end step has failed.
+/// A run whose end step has failed, as an example for `explain`.
 const EXAMPLE: &str = "\
 -- demo.example
 select flow_id, run_number
@@ -55,7 +55,7 @@ pub(crate) struct Playground {
 }
 
 impl Playground {
-    /// Starts the server and fills its database as a site has it before the indexer is installed.
+    /// Starts the server and fills its database as it may be before the indexer is installed.
     pub(crate) async fn prepare(cutoff: Duration) -> Result<Self> {
         let product = product::find()?;
         let server = Postgres::start(Options::default()).await?;
@@ -185,7 +185,7 @@ Try in another terminal:
         })
     }
 
-    /// Explanations, for people, of the runs whose status is not the expected one.
+    /// Explanations, as text, of the runs whose status is not the expected one.
     pub(crate) async fn explain(
         &self,
         drift: &[Difference],
@@ -222,7 +222,7 @@ async fn batch(config: &Config, sql: &str) -> Result<()> {
     Ok(())
 }
 
-/// The program by its name where the shell finds it, else beside the server's own.
+/// The program's name if the shell finds it, otherwise its path among the server's programs.
 fn program(name: &str, programs: &Path) -> PathBuf {
     let beside = programs.join(name);
     if on_path(name).is_none() && beside.is_file() {
@@ -238,7 +238,7 @@ fn on_path(name: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// The path relative to the current directory, where it is below.
+/// The path, relative to the current directory if it is below.
 fn near(path: PathBuf) -> PathBuf {
     let here = std::env::current_dir().ok();
     let below = here.and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));

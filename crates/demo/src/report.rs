@@ -1,8 +1,9 @@
-//! The demo's report: what was written, how fast the statuses followed, and whether they are right.
+//! The demo's report: what was written, how fast the statuses followed, and whether they are
+//! correct.
 //!
-//! Owns the exit code. Two questions are answered once nothing is pending: does each stored status
-//! equal the definition, and does each finished run have the status that its client must expect,
-//! which knows no definition. Called by [`crate::demo`].
+//! Owns the exit code. Two conditions are checked once nothing is pending: that each stored status
+//! equals the definition's, and that each finished run has the status that its client expects,
+//! which is known without the definition. Called by [`crate::demo`].
 
 use std::fmt::Write as _;
 use std::sync::Arc;

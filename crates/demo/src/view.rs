@@ -18,13 +18,13 @@ use crate::watch::{PENDING, Snapshot};
 /// The time between two frames.
 pub(crate) const FRAME: Duration = Duration::from_millis(500);
 
-/// The time between two lines where nothing can be redrawn.
+/// The time between two lines without a terminal.
 const LINE: Duration = Duration::from_secs(2);
 
 /// How many lines of the log are shown.
 const LOG_LINES: usize = 6;
 
-/// How far the demo is, for the first line.
+/// The progress of the demo, for the first line.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     pub(crate) seed: u64,
@@ -229,7 +229,7 @@ fn line(progress: &Progress, snapshot: &Snapshot) -> String {
     )
 }
 
-/// A lag for people; a dash where there was nothing to measure.
+/// A lag as text; a dash if there is none.
 pub(crate) fn millis(lag: Option<Duration>) -> String {
     lag.map_or_else(
         || "–".to_owned(),
@@ -237,7 +237,7 @@ pub(crate) fn millis(lag: Option<Duration>) -> String {
     )
 }
 
-/// What the two words mean, once for every reader.
+/// The meaning of *pending* and *drift*.
 pub(crate) fn legend() -> String {
     format!(
         "A row that differs from the definition is pending while its event is in the queue, or for\n{} s \

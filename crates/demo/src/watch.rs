@@ -2,9 +2,9 @@
 //! at that moment.
 //!
 //! Owns the comparison. A row that differs is *pending* if its event is in the queue in the same
-//! snapshot, or its deadline passed less than [`PENDING`] ago; any other is *drift*. Has connections
-//! and metrics of its own, so that it does not change what the daemon reports. Called by
-//! [`crate::demo`].
+//! snapshot, or its deadline passed less than [`PENDING`] ago; any other is *drift*. Has
+//! connections and metrics of its own, so that it does not change what the daemon reports. Called
+//! by [`crate::demo`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) const PENDING: Duration = Duration::from_secs(1);
 /// Rates and lags are measured over this time.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Comparisons take at most one part in so many of the time.
+/// Comparisons take at most one part in this many of the time.
 const SHARE_PARTS: u32 = 20;
 
 /// The shortest time between two comparisons.
@@ -78,7 +78,7 @@ impl Handler for Comparison {
     }
 }
 
-/// What is shown of one moment.
+/// The values that the view shows, at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Snapshot {
     /// Runs by stored status, in the order of [`Status::ALL`].
@@ -87,15 +87,15 @@ pub(crate) struct Snapshot {
     pub(crate) valid: bool,
     /// Rows in the queue.
     pub(crate) waiting: i64,
-    /// Writes of the clients a second.
+    /// Writes of the clients per second.
     pub(crate) writes_per_sec: f64,
-    /// Heartbeats a second.
+    /// Heartbeats per second.
     pub(crate) heartbeats_per_sec: f64,
-    /// New runs a second.
+    /// New runs per second.
     pub(crate) runs_per_sec: f64,
-    /// Events a second.
+    /// Events per second.
     pub(crate) events_per_sec: f64,
-    /// Statuses written a second.
+    /// Statuses written per second.
     pub(crate) transitions_per_sec: f64,
     /// Event lags of the last seconds.
     pub(crate) event_lag: Lags,
@@ -160,7 +160,7 @@ impl Watch {
         self.record
     }
 
-    /// The present state. Where the database does not answer, the last one stays.
+    /// The present state. If the database does not answer, the previous values stay.
     pub(crate) async fn snapshot(&mut self) -> &Snapshot {
         self.measure();
         if let Err(error) = self.query().await {

@@ -1,4 +1,4 @@
-//! The demo as a person starts it: its report is right, its commands work, and it leaves nothing
+//! The demo as a person starts it: its report is correct, its commands work, and it leaves nothing
 //! behind.
 
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ impl Demo {
             .prefix("demo-")
             .tempdir_in("/tmp")
             .expect("a temporary directory");
-        // Afterwards, because the process's mask takes from what a directory is created with.
+        // Set afterwards, because the umask reduces the mode that a directory is created with.
         std::fs::set_permissions(home.path(), open_to_all()).expect("it is ours");
         let mut child = command(home.path())
             .args(args)
@@ -45,7 +45,7 @@ impl Demo {
         }
     }
 
-    /// Reads on until a line with this text; none if it exits before.
+    /// Reads until a line that contains this text; none if the demo exits before.
     async fn prints(&mut self, text: &str) -> Option<String> {
         let reading = async {
             while let Ok(Some(line)) = self.lines.next_line().await {
@@ -59,8 +59,8 @@ impl Demo {
         within(TIMEOUT, &format!("it prints {text:?}"), reading).await
     }
 
-    /// Waits until it exits, and returns all that it printed; fails unless the code is the expected
-    /// one.
+    /// Waits until the demo exits, and returns its output; fails unless the exit code is the
+    /// expected one.
     async fn exits(mut self, code: i32) -> String {
         self.prints("\0 what it never prints").await;
         let status: ExitStatus = within(TIMEOUT, "it exits", self.child.wait())
@@ -98,7 +98,7 @@ impl Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // The server's guard does the rest.
+        // The server's guard removes the rest.
         let _ = self.child.start_kill();
     }
 }

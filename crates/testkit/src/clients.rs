@@ -10,8 +10,8 @@ pub mod traffic;
 use std::error::Error as _;
 use std::io;
 
-/// Whether a statement failed because the server is away, going down or coming up: the same
-/// statement works later.
+/// Whether a statement failed because the server is unavailable, stopping or starting: the same
+/// statement succeeds later.
 #[must_use]
 pub fn is_connection_lost(error: &tokio_postgres::Error) -> bool {
     match error.code() {

@@ -24,7 +24,8 @@ use crate::wait::{eventually, eventually_some, within};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How to start a daemon or a command: `Launch::on(&database).arg("--cutoff").arg("5").start().await`.
+/// How to start a daemon or a command:
+/// `Launch::on(&database).arg("--cutoff").arg("5").start().await`.
 #[derive(Debug, Clone)]
 pub struct Launch {
     args: Vec<String>,
@@ -49,14 +50,14 @@ impl Launch {
         Self::on(database).env("DATABASE_URL", &database.url_through(proxy))
     }
 
-    /// One more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
     }
 
-    /// These arguments and no others.
+    /// Replaces all arguments.
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args = args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -70,7 +71,7 @@ impl Launch {
         self
     }
 
-    /// A daemon serves the read API on a free port, whatever arguments the test gives it.
+    /// The command; a daemon serves the read API on a free port unless the test sets another.
     fn command(&self) -> Command {
         let mut command = product::command();
         let daemon = self.args.first().is_some_and(|arg| arg == "run");
@@ -81,7 +82,7 @@ impl Launch {
         command
     }
 
-    /// Starts the process and returns at once: it may not listen yet.
+    /// Starts the process and returns at once, before it listens.
     ///
     /// # Panics
     /// If the binary has not been built.
@@ -183,7 +184,7 @@ impl Daemon {
         .await;
     }
 
-    /// The value of a sample, named as `/metrics` shows it, labels included; none when it is missing.
+    /// The value of a sample, by its name in `/metrics` with its labels; none if it is missing.
     pub async fn metric(&self, sample: &str) -> Option<f64> {
         let (_, body) = self.get("/metrics").await?;
         body.lines().find_map(|line| {
@@ -229,7 +230,7 @@ impl Daemon {
         self.end(Signal::SIGKILL).await;
     }
 
-    /// Asks it to stop (SIGTERM) and returns its exit status.
+    /// Stops it with SIGTERM and returns its exit status.
     pub async fn terminate(&self) -> ExitStatus {
         self.end(Signal::SIGTERM).await
     }
@@ -239,7 +240,7 @@ impl Daemon {
         self.end(Signal::SIGINT).await
     }
 
-    /// Waits until it ends by itself, as the test expects.
+    /// Waits until the process ends by itself, which the test expects.
     ///
     /// # Panics
     /// If it does not end.

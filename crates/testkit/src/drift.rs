@@ -1,7 +1,7 @@
 //! Compares the stored statuses with the definition, and shows the evidence where they differ.
 //!
-//! Owns the last question of every test of a fault: is each stored status the one that the
-//! definition gives? Promises that a failure prints what `status_indexer.explain` returns for the
+//! Owns the final check of every test of a fault: that each stored status is the one that the
+//! definition gives. Promises that a failure prints what `status_indexer.explain` returns for the
 //! runs that differ. Called by the tests and by [`crate::history`].
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::process;
 use crate::wait::poll;
 use crate::writer::Writer;
 
-/// How long a status may take in a test whose promise is another one.
+/// How long a status may take in a test that does not test latency.
 pub const SOON: Duration = Duration::from_secs(30);
 
 /// The database's explanation of one run.
@@ -51,7 +51,7 @@ pub async fn eventually_status(writer: &Writer, flow: &str, run: i32, status: &s
 /// Waits until the queue is empty and every stored status equals the definition's.
 ///
 /// # Panics
-/// If that is not so within [`SOON`].
+/// If this does not hold within [`SOON`].
 pub async fn eventually_no_drift(client: &Client) {
     let mut last = None;
     let reached = poll(SOON, async || {

@@ -1,4 +1,4 @@
-//! Random histories: what can happen to the runs of a flow and to the daemons, from a seed.
+//! Random histories: writes to the runs of a flow and faults of the daemons, generated from a seed.
 //!
 //! A *history* is a sequence of writes to one flow. A *round* runs several histories at the same
 //! time in one database, with faults in between. Promises that after each round every stored status
@@ -6,10 +6,10 @@
 //! triggers fired; and that a round that fails is reported by its seed and by the fewest steps that
 //! still fail. Called by the tests and by `make soak`.
 //!
-//! In reading order: [`step`] lists what can happen, [`generate`] makes rounds of it,
-//! [`flow_model`] records what was written, [`environment`] is where it happens, [`run`] executes
-//! the steps and [`check`] compares, [`shrink`] shortens what failed, and a [`campaign`] does all of
-//! it, round after round.
+//! In reading order: [`step`] lists the possible steps, [`generate`] makes rounds of them,
+//! [`flow_model`] records what was written, [`environment`] has the server and the daemons, [`run`]
+//! executes the steps, [`check`] compares, [`shrink`] reduces a failed round, and a [`campaign`]
+//! does all of this, round after round.
 
 pub mod campaign;
 pub mod check;

@@ -1,7 +1,7 @@
-//! What the tests, the benchmarks and the demo of status-indexer stand on.
+//! The common fixtures of the tests, the benchmarks and the demo of status-indexer.
 //!
-//! Owns no test of the product and depends on no part of it: the product is a binary to run
-//! ([`product`]) and a database to look at. In reading order:
+//! Contains no test of the product and depends on no part of it: it runs the product's binary
+//! ([`product`]) and inspects the database. In reading order:
 //!
 //! - [`postgres`] is a private server, [`database`] gives every test a database of its own on a
 //!   shared one, [`standby`] a replica of it, [`pooler`] a PgBouncer and [`proxy`] a network that

@@ -1,9 +1,9 @@
-//! The definition of a run's status a second time, in plain Rust, to check the SQL against.
+//! A second implementation of a run's status, in plain Rust, to check the SQL against.
 //!
-//! Shares no line with the product: written from the words of the definition, with PostgreSQL's own
+//! Shares no code with the product: it follows the text of the definition, and PostgreSQL's own
 //! rules for reading a boolean. Promises a status for any evidence. Takes all metadata rows of a
-//! run, also those that do not count, and selects itself. Called by the tests of the definition and
-//! by [`crate::history`].
+//! run and selects the relevant ones itself. Called by the tests of the definition and by
+//! [`crate::history`].
 
 use std::fmt;
 
@@ -91,7 +91,7 @@ pub enum Value {
     Json(Json),
 }
 
-/// One row of `metadata_v3`, of the run in question.
+/// One row of `metadata_v3` of the run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// Its primary key, in the order of insertion.
@@ -100,7 +100,7 @@ pub struct Row {
     pub step_name: String,
     /// The task of that step.
     pub task_id: i64,
-    /// What the row says: `attempt`, `attempt_ok`, ...
+    /// The field's name: `attempt`, `attempt_ok`, ...
     pub field_name: String,
     /// The field's value.
     pub value: Value,
@@ -108,7 +108,7 @@ pub struct Row {
     pub ts_ms: i64,
 }
 
-/// All that is known of one run.
+/// The evidence of one run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Evidence {
     /// All of its metadata, in any order.
@@ -117,7 +117,7 @@ pub struct Evidence {
     pub heartbeat_secs: Option<i64>,
 }
 
-/// The status that the definition gives a run, and why.
+/// The status of a run by the definition, and the rule that decides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expected {
     /// The status.
@@ -205,7 +205,7 @@ impl Value {
 }
 
 impl fmt::Display for Value {
-    /// As it is written into the column, whose type may be either.
+    /// The value as it is written into the column, which may have either type.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text(text) => f.write_str(text),

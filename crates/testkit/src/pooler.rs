@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 
 use crate::wait::eventually;
 
-/// Where distributions put the program, beside PATH.
+/// Where distributions install the program, apart from PATH.
 const PROGRAMS: &[&str] = &["pgbouncer", "/usr/sbin/pgbouncer"];
 
 /// A running pooler.
@@ -27,7 +27,7 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// A pooler with so many connections to a server, all of them as this role.
+    /// A pooler with the given number of connections to a server, all of them as this role.
     ///
     /// # Panics
     /// If it cannot be started.

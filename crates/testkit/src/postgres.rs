@@ -2,10 +2,10 @@
 //!
 //! Owns the server's directory and port, and its start, crash, restart and stop. Promises that
 //! nothing is left behind, however this process ends: a small shell guard (`postgres/guard.sh`) is
-//! the server's parent and removes it as soon as its pipe to this process closes. The server listens
-//! on the loopback address only and trusts every connection. Works under any tokio runtime and is
-//! not bound to the one that started it, so that tests can share a server. Called by the tests, the
-//! benchmarks and the demo.
+//! the server's parent and removes it as soon as its pipe to this process closes. The server
+//! listens on the loopback address only and trusts every connection. Works under any tokio runtime
+//! and is not bound to the one that started it, so that tests can share a server. Called by the
+//! tests, the benchmarks and the demo.
 
 mod guard;
 mod home;
@@ -223,8 +223,8 @@ impl Postgres {
             .with_context(|| format!("cannot write to {}", path.display()))
     }
 
-    /// Kills all of the server's processes at once, as a crash does, and returns when they are gone.
-    /// Committed rows are there after [`Postgres::start_again`].
+    /// Kills all of the server's processes at once, as a crash does, and returns when they are
+    /// gone. Committed rows are there after [`Postgres::start_again`].
     ///
     /// # Errors
     /// When the server does not run, or does not die.

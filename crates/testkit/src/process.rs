@@ -1,4 +1,4 @@
-//! A process that the tests watch: its log, its end, and whether the end was expected.
+//! A process that the tests watch: its log, its exit, and whether the exit was expected.
 //!
 //! Owns the list of watched processes of each thread, which [`crate::wait`] checks while it polls.
 //! Called by [`crate::daemon`], which starts the processes, and by everything that waits.
@@ -74,7 +74,7 @@ impl Process {
             .unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// Why the test fails, if the process has ended unexpectedly.
+    /// The reason to fail the test, if the process has ended unexpectedly.
     pub(crate) fn unexpected_end(&self) -> Option<String> {
         let expected = *self
             .end_expected

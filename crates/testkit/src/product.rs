@@ -13,12 +13,12 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result};
 use tokio::process::Command;
 
-/// Names the binary to test, instead of the one beside the running executable.
+/// The variable that names the binary to test, instead of the one that Cargo built.
 pub const VARIABLE: &str = "STATUS_INDEXER_TEST_BINARY";
 
 const NAME: &str = "status-indexer";
 
-/// Variables of the machine that would change what the binary does: by prefix, and by name.
+/// Environment variables that would change the behaviour of the binary: by prefix, and by name.
 const FOREIGN_PREFIXES: &[&str] = &["MF_METADATA_DB_", "DB_TABLE_NAME_", "STATUS_INDEXER_", "PG"];
 const FOREIGN_NAMES: &[&str] = &[
     "DATABASE_URL",
@@ -56,7 +56,7 @@ pub fn path() -> PathBuf {
     find().unwrap_or_else(|error| panic!("{error:#}"))
 }
 
-/// Binaries stand in the directory of the profile; tests and benchmarks run in `deps` below it.
+/// Binaries are in the directory of the profile; tests and benchmarks are in `deps` below it.
 fn find_from(executable: &Path) -> Option<PathBuf> {
     executable
         .ancestors()

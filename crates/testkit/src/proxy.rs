@@ -1,9 +1,9 @@
-//! A network that fails on command: a TCP proxy between the daemon and its server.
+//! A TCP proxy between the daemon and its server, which injects network faults.
 //!
 //! Owns the connections through it. Promises that in a black hole nothing is delivered in either
-//! direction while every connection stays open, also a new one: this is how a broken route appears
-//! to the end of a TCP connection. Bytes that were held back are delivered after [`Proxy::heal`], as
-//! TCP would do. Called by the tests of faults and by [`crate::history`].
+//! direction while every connection stays open, including new ones: this is how a broken route
+//! appears to the end of a TCP connection. Bytes that were held back are delivered after
+//! [`Proxy::heal`], as TCP would do. Called by the tests of faults and by [`crate::history`].
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -73,7 +73,8 @@ impl Proxy {
         self.state.send_modify(|state| state.black_hole = false);
     }
 
-    /// Forwards new connections to another target, as a name or a load balancer does after a failover.
+    /// Forwards new connections to another target, as a name or a load balancer does after a
+    /// failover.
     pub fn retarget(&self, target: SocketAddr) {
         self.state.send_modify(|state| state.target = target);
     }

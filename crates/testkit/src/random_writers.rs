@@ -27,7 +27,7 @@ pub struct RandomWriters {
 }
 
 impl RandomWriters {
-    /// Starts so many writers on the runs of the flow `F`, each with a pause between two writes.
+    /// Starts the writers on the runs of the flow `F`, each with a pause between two writes.
     pub fn start(config: &Config, seed: &Seed, writers: u64, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let written = Arc::new(AtomicU64::new(0));

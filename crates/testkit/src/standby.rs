@@ -75,8 +75,8 @@ impl Standby {
     /// # Panics
     /// If that does not happen.
     pub async fn catches_up(&self, primary: &Client) {
-        // The daemon commits asynchronously: its last commits may not be flushed yet, and are flushed
-        // before this synchronous one.
+        // The daemon commits asynchronously: its last commits may not be flushed yet, and are
+        // flushed before this synchronous one.
         const MARK: &str = "select pg_logical_emit_message(true, 'mark', '')";
         const WRITTEN: &str = "select pg_current_wal_flush_lsn()::text";
         const REPLAYED: &str = "select pg_last_wal_replay_lsn() >= $1::text::pg_lsn";

@@ -1,8 +1,9 @@
-//! Waits until a condition holds, with a deadline and a text that says what did not happen.
+//! Waits until a condition holds, with a deadline and a message that says what did not happen.
 //!
-//! Owns the one place where tests poll. Promises to fail at the deadline even when the condition
-//! itself hangs, and at once when a daemon that the test has started dies (see [`crate::process`]).
-//! Called by every test that expects something of a running process.
+//! Tests poll only through this module; fixtures that start programs of their own may not. Promises
+//! to fail at the deadline even when the condition itself hangs, and at once when a daemon that the
+//! test has started dies (see [`crate::process`]). Called by every test that expects something of a
+//! running process.
 
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -80,7 +81,8 @@ pub fn eventually_some<T>(
     }
 }
 
-/// Awaits a future that completes by itself, with the same deadline, text and watch over the daemons.
+/// Awaits a future that completes by itself, with the same deadline, text and watch over the
+/// daemons.
 #[track_caller]
 pub fn within<T>(
     deadline: Duration,
@@ -105,7 +107,8 @@ pub fn within<T>(
     }
 }
 
-/// Polls until there is a value; none at the deadline. For callers with a failure text of their own.
+/// Polls until there is a value; none at the deadline. For callers with a failure text of their
+/// own.
 pub async fn poll<T>(deadline: Duration, mut attempt: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {

@@ -69,7 +69,8 @@ on conflict do nothing";
             .expect("a flow can be written");
     }
 
-    /// Creates a run with its first heartbeat (seconds), as new clients do, or without, as old ones.
+    /// Creates a run with its first heartbeat (seconds), as new clients do, or without, as old
+    /// ones.
     pub async fn insert_run(&self, flow: &str, hb_secs: Option<i64>) -> i32 {
         const INSERT: &str = "\
 insert into runs_v3 (flow_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts)

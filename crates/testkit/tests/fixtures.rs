@@ -213,7 +213,8 @@ async fn a_black_hole_delivers_nothing_and_heals_without_loss() {
             .expect("the table is there")
             .get(0)
     };
-    // There is no event to wait for: some round trips on the direct connection take the time instead.
+    // There is no event to wait for: some round trips on the direct connection take the time
+    // instead.
     for _ in 0..50 {
         assert_eq!(count().await, 0);
     }

@@ -1,8 +1,8 @@
-//! `make soak`: random histories with faults of every kind, until the time is up or one fails.
+//! `make soak`: random histories with faults of every kind, until the time is over or one fails.
 //!
-//! Owns the clock, the progress lines and the exit code; the histories are those of the tests.
-//! Promises that a failure ends it with 1 and prints the fewest steps that fail, and the seed that
-//! makes the same round the first one.
+//! Owns the time limit, the progress lines and the exit code; the histories are those of the tests.
+//! Promises that a failure ends it with exit code 1 and prints the fewest steps that fail, and the
+//! seed with which that round comes first.
 
 use std::process::{ExitCode, exit};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use testkit::history::run::Totals;
 /// The time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// Runs random histories with faults in between, on a private PostgreSQL, until one ends in a wrong status.
+/// Runs random histories with faults in between, on a private PostgreSQL, until one fails.
 #[derive(Debug, Parser)]
 #[command(name = "soak")]
 struct Cli {
@@ -85,8 +85,8 @@ fn main() -> ExitCode {
         }
         None => {
             progress.print(0);
-            // Ctrl-C reached the daemons as well. Whatever is left of them, and the server, ends with
-            // this process.
+            // Ctrl-C reached the daemons as well. Whatever is left of them, and the server, ends
+            // with this process.
             exit(0)
         }
     }

@@ -1,8 +1,8 @@
 //! Scenarios of simulated runs: what their clients write, and when.
 //!
 //! Executes nothing: the same seed gives the same scenarios, in the same order, with the same
-//! pauses. Promises every kind of scenario that decides a status differently, in proportions that a
-//! real site could have, and for each the status that it must end with. Executed by
+//! pauses. Promises every kind of scenario that decides a status differently, in realistic
+//! proportions, and for each the status that it must end with. Executed by
 //! [`super::traffic`].
 
 use std::time::Duration;
@@ -18,9 +18,9 @@ const USERS: [&str; 4] = ["ada", "grace", "edsger", "barbara"];
 /// Values of `attempt_ok` that are not booleans.
 const MALFORMED: [&str; 3] = ["None", "", "maybe"];
 
-/// A new run whose heartbeat is at least so far ahead of the clock, in whole seconds, enqueues an
-/// event. One that is ahead by less, but still by more than a cutoff of a few seconds, waits for a
-/// sweep.
+/// A new run whose heartbeat is ahead of the clock by at least this many whole seconds enqueues an
+/// event. If it is ahead by less, but by more than a cutoff of a few seconds, only a sweep finds
+/// the run.
 const EVENT_AHEAD_SECS: i64 = 7;
 
 /// How fast the simulated clients are.
@@ -28,17 +28,16 @@ const EVENT_AHEAD_SECS: i64 = 7;
 pub struct ClientRates {
     /// New runs a second, on average.
     pub runs_per_sec: f64,
-    /// The time between two heartbeats, whole seconds; real clients take ten.
+    /// The time between two heartbeats, whole seconds; for real clients it is ten.
     pub heartbeat: Duration,
-    /// The cutoff that the daemon runs with: a client that is to be lost pauses for longer.
+    /// The cutoff of the daemon: a client whose run must fail pauses for longer.
     pub cutoff: Duration,
 }
 
 /// One write of a client, or a few that it makes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {
-    /// Creates the flow and its run, with a first heartbeat so many seconds ahead of the clock; old
-    /// clients send none.
+    /// Creates the flow and its run, with a first heartbeat; old clients send none.
     Run {
         /// Seconds ahead of the clock.
         first_heartbeat: Option<i64>,
@@ -85,7 +84,8 @@ pub enum Ending {
     EndFails,
     /// The end step fails and succeeds when retried.
     EndRetried,
-    /// The end step fails, is retried, and the retry dies without a trace: its status stays running.
+    /// The end step fails, is retried, and the retry dies without a trace: its status stays
+    /// running.
     EndRetryDies,
     /// The process dies before the end step.
     Crashes,
@@ -140,7 +140,7 @@ impl Scenario {
     }
 }
 
-/// All scenarios of a seed, without end: each with the pause since the run before it.
+/// The endless sequence of a seed's scenarios, each with the pause after the previous one.
 #[derive(Debug)]
 pub struct Scenarios {
     rng: StdRng,
@@ -314,7 +314,7 @@ impl<'a> Builder<'a> {
         });
     }
 
-    /// In one of twenty cases the answer is lost, and the client writes again.
+    /// In one of twenty cases the answer is lost, and the client repeats the write.
     fn copies(&mut self) -> u8 {
         if self.scenarios.rng.random_bool(0.05) {
             2

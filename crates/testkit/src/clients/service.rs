@@ -69,7 +69,7 @@ update runs_v3
 /// A parameter with its type, so that no statement has to be prepared.
 type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// A run as its client knows it.
+/// A run, from its client's view.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
     /// The flow's name.
@@ -121,8 +121,8 @@ impl Service {
         Self { pool, heartbeat }
     }
 
-    /// Creates the flow where it is new, and a run with its first heartbeat, seconds ahead of the
-    /// clock; clients too old for one send none.
+    /// Creates the flow if it is new, and a run with its first heartbeat, given in seconds ahead of
+    /// the clock; old clients send none.
     ///
     /// # Errors
     /// If a statement fails.
@@ -178,7 +178,7 @@ impl Service {
             .map(drop)
     }
 
-    /// Creates a step where it is new, and a task of it; returns the task's id.
+    /// Creates a step if it is new, and a task of it; returns the task's id.
     ///
     /// # Errors
     /// If a statement fails.

@@ -1,8 +1,8 @@
 //! Simulated traffic: many clients of a metadata service at once, each executing one scenario.
 //!
 //! Owns the clients. Promises the writes of [`super::scenario`] in their order and at their times
-//! (or later, where the database is slow); a write that fails because the database is away is
-//! retried, as real clients do. Knows the status that each finished run must have, without asking
+//! (or later, if the database is slow); a write that fails because the database is unavailable is
+//! retried, as by real clients. Knows the status that each finished run must have, without using
 //! the definition. Called by the demo.
 
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ pub struct Finished {
     pub expected: Status,
 }
 
-/// What was written so far.
+/// The counts of writes so far.
 #[derive(Debug, Default)]
 pub struct Written {
     /// Runs created.
@@ -48,7 +48,7 @@ pub struct Written {
     pub heartbeats: AtomicU64,
     /// Metadata rows, duplicates included.
     pub metadata: AtomicU64,
-    /// Metadata rows that had been written before.
+    /// Metadata rows that repeat an earlier row.
     pub duplicates: AtomicU64,
     /// `attempt_ok` rows whose value is not a boolean.
     pub malformed: AtomicU64,
@@ -56,7 +56,7 @@ pub struct Written {
     pub tags: AtomicU64,
     /// Changes of tags that had to be retried.
     pub conflicts: AtomicU64,
-    /// Writes that were retried because the database was away.
+    /// Writes that were retried because the database was unavailable.
     pub retried: AtomicU64,
     finished: Mutex<Vec<Finished>>,
 }
@@ -100,7 +100,7 @@ impl Traffic {
         }
     }
 
-    /// What is written, as it is written.
+    /// The counts, which increase while the clients write.
     #[must_use]
     pub fn written(&self) -> Arc<Written> {
         Arc::clone(&self.written)
@@ -284,7 +284,7 @@ impl Client {
     }
 }
 
-/// Whether the database was away.
+/// Whether the database was unavailable.
 fn is_retryable(error: &anyhow::Error) -> bool {
     if let Some(error) = error.downcast_ref::<PoolError>() {
         return match error {

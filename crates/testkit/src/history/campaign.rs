@@ -1,9 +1,9 @@
 //! Runs rounds one after the other, and reduces the first that fails.
 //!
-//! Promises that rounds share an environment as long as they are alike, that a round which fails is
-//! run again in a new environment to make it smaller, and a text that says how to repeat it. A
-//! panic while a round runs, such as a daemon's death, is a failure of that round and goes no
-//! further. Called by the tests and by `make soak`.
+//! Promises that rounds with the same parameters share an environment; that a failed round is run
+//! again in new environments, to find a smaller one that fails; and that its report says how to
+//! repeat it. A panic while a round runs, such as a daemon's death, is a failure of that round and
+//! is not propagated. Called by the tests and by `make soak`.
 
 use std::any::Any;
 use std::fmt::Write as _;
@@ -22,10 +22,10 @@ use super::step::Step;
 /// How long an environment may take to settle.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same where a failure is made smaller; longer than any fault stops the pipeline.
+/// The same while a failed round is reduced; longer than any fault stops the pipeline.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// How many parts of a failed round are tried.
+/// The maximum number of parts of a failed round that are tried.
 const TRIALS: usize = 60;
 
 /// How many times a part has to pass before it counts as passing: many failures are races.
@@ -61,7 +61,7 @@ impl Campaign {
     /// Runs the next round.
     ///
     /// # Errors
-    /// The failure for people: the seed, the fewest steps that fail, and why.
+    /// The report of the failure: the seed, the fewest steps that fail, and the reason.
     pub async fn round(&mut self) -> Result<Totals, String> {
         let round = Round::new(self.next_seed, self.faults);
         self.next_seed = self.next_seed.wrapping_add(1);

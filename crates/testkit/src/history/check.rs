@@ -1,10 +1,11 @@
 //! Compares every run with its flow's model, once the environment has settled.
 //!
-//! Promises that a status counts as right only if the oracle expects it at the instant of the
-//! snapshot that it was read in, and that a run which is about to change by time alone is checked
-//! again after it has. Waits with a deadline; a failure shows the evidence. Where only events change
-//! a status, a wrong one is a failure as soon as the queue is empty: that decision depends on what
-//! is stored, not on the speed of the machine. Called by [`super::run`].
+//! Promises that a status counts as correct only if the oracle expects it at the time of the
+//! snapshot in which it was read, and that a run whose status is about to change by time alone is
+//! checked again after the change. Waits with a deadline; a failure shows the evidence. In
+//! environments where only events change a status, an incorrect status is a failure as soon as the
+//! queue is empty: that decision depends on what is stored, not on the speed of the machine. Called
+//! by [`super::run`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,7 +18,7 @@ use crate::oracle::{Evidence, Expected, MICROS};
 use crate::process;
 use crate::wait::poll;
 
-/// Changes by time that come so soon are waited for.
+/// The check waits for changes by time that are due within this time.
 const NEAR_MICROS: i128 = MICROS;
 
 /// One snapshot of all runs.
@@ -30,18 +31,19 @@ struct Snapshot {
     mismatches: Vec<Mismatch>,
 }
 
-/// A run that is not as it must be.
+/// A run that differs from its model.
 struct Mismatch {
     history: usize,
     flow: String,
     run: i32,
-    /// What is stored: heartbeat and status; none where the run is missing.
+    /// The stored heartbeat and status; none if the run is missing.
     stored: Option<(Option<i64>, String)>,
-    /// What must be stored; none where the run must not exist.
+    /// The expected heartbeat and status; none if the run must not exist.
     expected: Option<(Expected, Evidence)>,
 }
 
-/// Waits until the queue is empty and every run is right; returns how many runs were compared.
+/// Waits until the queue is empty and every run equals its model; returns how many runs were
+/// compared.
 ///
 /// # Errors
 /// If that does not happen.
@@ -190,10 +192,10 @@ async fn failure(environment: &Environment, first: usize, snapshot: &Snapshot) -
     Failure { text, histories }
 }
 
-/// Checks that the metadata rows are the ones that were written: no trigger may lose a row.
+/// Checks that exactly the written metadata rows exist: no trigger may lose a row.
 ///
 /// # Errors
-/// If they are not.
+/// If they differ.
 pub async fn check_rows(environment: &Environment, first: usize) -> Result<(), Failure> {
     const ROWS: &str = "\
 select id, run_number::int, step_name::text, field_name::text, value, ts_epoch

@@ -1,4 +1,4 @@
-//! Where histories run: a server, a database, a network that fails, and up to two daemons.
+//! The environment of histories: a server, a database, a network that fails, and up to two daemons.
 //!
 //! Owns the faults. Promises that after [`Environment::recover`] one daemon runs with a working
 //! network and server, and that the drift which any of its daemons reported is known, also of those
@@ -20,7 +20,7 @@ use crate::proxy::Proxy;
 /// Connections that write: as many histories of a round are written at the same time.
 pub const WRITERS: usize = 12;
 
-/// The application name of our own sessions, which faults spare.
+/// The application name of the environment's own sessions, which faults do not affect.
 const APPLICATION: &str = "history";
 
 const TRIGGERS: [(&str, &str); 5] = [
@@ -67,7 +67,7 @@ impl Deref for Server {
     }
 }
 
-/// A flow, and what must be true of it.
+/// A flow and its model.
 #[derive(Debug)]
 pub struct History {
     /// The flow's name.
@@ -85,9 +85,9 @@ pub struct Environment {
     proxy: Proxy,
     /// The cutoff of its daemons, seconds.
     pub cutoff: i64,
-    /// Other variables that daemons are started with.
+    /// Other environment variables of its daemons.
     settings: &'static [(&'static str, &'static str)],
-    /// Whether nothing but events changes a status here.
+    /// Whether only events change a status here.
     pub events_only: bool,
     /// All histories that ever ran here.
     pub histories: Vec<History>,
@@ -97,9 +97,9 @@ pub struct Environment {
     second: Option<Daemon>,
     frozen: bool,
     unreachable: bool,
-    /// Whether our triggers are disabled.
+    /// Whether the indexer's triggers are disabled.
     pub triggers_off: bool,
-    /// Log lines about drift of daemons that are gone.
+    /// Log lines about drift, of daemons that have ended.
     earlier_drift: Vec<Value>,
 }
 
@@ -114,9 +114,9 @@ impl Environment {
         Self::open_with(server, cutoff, SETTINGS, false).await
     }
 
-    /// The same, but neither the reconciler nor a sweep comes round again: only an event changes a
-    /// status. What is wrong when the queue is empty stays wrong, as long as no heartbeat comes
-    /// near the cutoff.
+    /// The same, but neither the reconciler nor the sweeper scans again: only an event changes a
+    /// status. A status that is incorrect when the queue is empty stays so, as long as no heartbeat
+    /// comes near the cutoff.
     pub async fn open_events_only(server: &Server, cutoff: i64) -> Self {
         const SETTINGS: &[(&str, &str)] = &[
             ("STATUS_INDEXER_RECONCILE_INTERVAL", "86400"),
@@ -175,7 +175,7 @@ impl Environment {
             .expect("the database is ours");
     }
 
-    /// Deletes what was written: it is not checked again. New flows have other names nevertheless.
+    /// Deletes what was written, so that it is not checked again. New flows have other names.
     ///
     /// # Panics
     /// If the tables cannot be emptied.
@@ -188,7 +188,7 @@ impl Environment {
         }
     }
 
-    /// A connection of ours.
+    /// A connection of the environment's own.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.writers[0]
@@ -249,7 +249,7 @@ impl Environment {
         }
     }
 
-    /// Undoes what faults have left behind.
+    /// Undoes the effects of the faults.
     pub async fn recover(&mut self) {
         self.heal();
         self.thaw();

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 /// Why a round failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// For people.
+    /// The reason, as text.
     pub text: String,
-    /// The histories whose runs were wrong, by their number in the round.
+    /// The histories whose runs differed, by their number in the round.
     pub histories: BTreeSet<usize>,
 }
 

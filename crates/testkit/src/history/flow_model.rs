@@ -1,19 +1,19 @@
-//! What was written to one flow, and which statuses its runs must therefore have.
+//! The model of one flow: what was written to it, and which statuses its runs must therefore have.
 //!
-//! Owns the other half of every comparison: it is kept from the steps, not read from the database,
-//! and evaluated by the oracle, not by the product's own definition. Called with each write that
-//! was committed.
+//! Owns the expected side of every comparison: it is built from the steps, not read from the
+//! database, and evaluated by the oracle, not by the product's own definition. Called with each
+//! write that was committed.
 
 use std::collections::BTreeMap;
 
 use super::step::{Change, Write};
 use crate::oracle::{Evidence, Expected, MICROS, Row, Value};
 
-/// For a new run whose heartbeat is within five seconds of the clock no trigger enqueues an event.
-/// The clock has advanced between the trigger and this process.
+/// No trigger enqueues an event for a new run whose heartbeat is within five seconds of the clock.
+/// Two seconds more, because the clock advances between the trigger and this process.
 const FRESH_SECS: u64 = 7;
 
-/// The rows of a flow as they must be.
+/// The expected rows of a flow.
 #[derive(Debug, Default)]
 pub struct FlowModel {
     /// Heartbeats by run.

@@ -1,5 +1,5 @@
-//! Generates a round from a seed: histories as they happen at real sites and beyond, interleaved,
-//! with faults between them.
+//! Generates a round from a seed: realistic and unrealistic histories, interleaved, with faults
+//! between their steps.
 //!
 //! Promises the same round for the same seed and faults. Few distinct times are used, so that there
 //! are ties, and metadata ids come in any order, as commits do. Called by [`super::campaign`].
@@ -15,7 +15,7 @@ use super::step::{Change, Fault, Heartbeat, Step, Write};
 /// Upstream's default, and one so short that many runs pass it while the round runs.
 const CUTOFFS: [i64; 2] = [360, 6];
 
-/// Rounds of so many consecutive seeds have the same cutoff, and can share an environment.
+/// This many rounds of consecutive seeds have the same cutoff, and can share an environment.
 const SAME_CUTOFF: u64 = 16;
 
 /// The time of most metadata rows, milliseconds.
@@ -37,14 +37,14 @@ pub enum Faults {
     All,
 }
 
-/// What is run at once.
+/// The histories that run at the same time, with their faults.
 #[derive(Debug, Clone)]
 pub struct Round {
-    /// What it was generated from.
+    /// The seed that it was generated from.
     pub seed: u64,
     /// The cutoff of its environment, seconds.
     pub cutoff: i64,
-    /// What happens, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
 }
 
@@ -59,8 +59,8 @@ impl Round {
         } else {
             short
         };
-        // What fires no trigger waits for the reconciler, which leaves runs alone that are close to
-        // a deadline: under the short cutoff that is all the time.
+        // Writes that fire no trigger wait for the reconciler, which does not correct runs close to
+        // a deadline. Under the short cutoff, runs are always close to one.
         let bypasses_triggers = faults != Faults::None && cutoff == long && random.random();
         let histories = (0..WRITERS).map(|number| {
             let bypasses_triggers = bypasses_triggers && random.random_ratio(1, 2);
@@ -91,7 +91,7 @@ fn interleaved(random: &mut StdRng, histories: Vec<Vec<Step>>) -> Vec<Step> {
         .collect()
 }
 
-/// Inserts faults and checks between the steps; what ends a fault comes after what begins it.
+/// Inserts faults and checks between the steps; the end of a fault comes after its beginning.
 fn insert_faults(
     random: &mut StdRng,
     steps: &mut Vec<Step>,
@@ -133,8 +133,8 @@ fn insert_faults(
         .into_iter()
         .map(|faults| faults.iter().copied().map(Step::Fault).collect())
         .collect();
-    // Between two checks all but the last write to a run may have no effect; but where the
-    // reconciler must correct something, each check waits for it.
+    // Between two checks, only the last write to a run is sure to have an effect, so there are many
+    // checks; but if the reconciler must correct something, each check waits for it.
     let checks = if bypasses_triggers { 1..4 } else { 4..12 };
     events.push(vec![Step::Check; random.random_range(checks)]);
     for event in events {
@@ -159,7 +159,7 @@ struct Generator<'a> {
     random: &'a mut StdRng,
     cutoff: i64,
     bypasses_triggers: bool,
-    /// How many runs it may have.
+    /// The maximum number of its runs.
     runs: i32,
     /// Those that exist.
     existing: Vec<i32>,
@@ -230,8 +230,8 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// One that exists or, where the reconciler soon corrects what follows, now and then one that
-    /// does not exist yet.
+    /// A run that exists or, if the reconciler corrects the consequences, sometimes one that does
+    /// not exist yet.
     fn run(&mut self) -> i32 {
         if self.bypasses_triggers && self.random.random_ratio(1, 12) {
             return self.random.random_range(1..=self.runs);
@@ -250,8 +250,8 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Around the clock and around both edges of the cutoff, so close that they pass soon; but not
-    /// where the reconciler must correct, which leaves alone what is close to an edge.
+    /// A heartbeat around the clock or around an edge of the cutoff, so close that its deadline
+    /// passes soon; but not if the reconciler must correct, because it skips runs close to an edge.
     fn heartbeat(&mut self) -> Heartbeat {
         let from_now = match self.random.random_range(0..100) {
             0..40 => -self.random.random_range(0..3),

@@ -1,4 +1,4 @@
-//! Runs a list of steps in an environment, and has the outcome checked.
+//! Runs a list of steps in an environment, and checks the outcome.
 //!
 //! Promises that writes of one history happen in their order, those of different histories at the
 //! same time, and faults between the writes that they stand between; that after the last step the
@@ -22,10 +22,10 @@ use crate::wait::poll;
 /// Metadata rows of one history have lower numbers.
 const ROWS: i64 = 1_000;
 
-/// How long one event may wait in the queue where each is waited for.
+/// How long one event may stay in the queue, in environments where each event is awaited.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What was done.
+/// Counts of the work done.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
     /// Rounds.
@@ -43,7 +43,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds those of another round.
+    /// Adds the counts of another round.
     pub fn add(&mut self, other: Self) {
         self.rounds += other.rounds;
         self.histories += other.histories;

@@ -1,10 +1,10 @@
-//! Makes a failing list smaller, by leaving out parts of it for as long as it still fails.
+//! Reduces a failing list by removing parts of it while it still fails.
 //!
-//! Owns only the order in which parts are tried: halves, then smaller and smaller ones, down to
-//! single steps. Promises a part of the list, in its order, that failed when it was last tried, and
-//! no more trials than allowed; where the trials sufficed, no single step can be left out.
+//! Owns only the order in which parts are tried: halves first, then smaller parts, down to single
+//! steps. Promises a part of the list, in the same order, that failed when it was last tried, and
+//! no more trials than allowed. If the trials sufficed, the failure needs every remaining step.
 
-/// The smallest failing part that is found in so many trials.
+/// The smallest failing part that is found within the given number of trials.
 pub async fn shrink<T: Clone>(
     whole: Vec<T>,
     mut trials: usize,

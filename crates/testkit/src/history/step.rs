@@ -1,7 +1,7 @@
-//! What can happen in a history: a write to one flow, or a fault of the whole environment.
+//! The steps of a history: a write to one flow, or a fault that affects the environment.
 //!
-//! Owns the vocabulary, and its form for people. Promises that any part of a list of steps can be
-//! executed, so that a failure can be made smaller: a write to a missing row does nothing, and a
+//! Owns the list of steps and their text. Promises that any part of a list of steps can be
+//! executed, so that a failing list can be reduced: a write to a missing row does nothing, and a
 //! fault that cannot be injected in the environment's present state is skipped.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::oracle::Status;
 /// One step of a round.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// A statement of its own.
+    /// A write, as a statement of its own.
     Write {
         /// The number of the flow that it goes to.
         history: usize,
@@ -20,7 +20,7 @@ pub enum Step {
         /// Whether the session has triggers enabled.
         fires_triggers: bool,
     },
-    /// Something that happens to all histories.
+    /// A fault, which affects all histories.
     Fault(Fault),
     /// Wait until the environment has settled and check every run; skipped where it cannot settle
     /// in its present state.

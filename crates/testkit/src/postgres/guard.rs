@@ -1,8 +1,8 @@
 //! The shell process that is the server's parent, and the communication with it.
 //!
 //! Owns the pipe whose closing makes the guard clean up: the kernel closes it when this process
-//! ends, for any reason, and no child inherits it. Promises that a command is answered or fails at a
-//! deadline. A plain thread reads the answers, so that the guard belongs to no runtime. Called by
+//! ends, for any reason, and no child inherits it. Promises that a command is answered or fails at
+//! a deadline. A plain thread reads the answers, so that the guard belongs to no runtime. Called by
 //! [`super::Postgres`].
 
 use std::io::{BufRead as _, BufReader, Write as _};

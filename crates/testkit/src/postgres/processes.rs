@@ -1,8 +1,8 @@
 //! Signals to other processes, and whether they run.
 //!
 //! Reads `/proc` where it exists, else the output of `ps`. A process that has ended but was not
-//! reaped counts as ended. Signals are sent by the shell's `kill`, which every system has, so that no
-//! unsafe call is needed. Called by [`super::Postgres`].
+//! reaped counts as ended. Signals are sent by the shell's `kill`, which every system has, so that
+//! no unsafe call is needed. Called by [`super::Postgres`].
 
 use std::fs;
 use std::path::Path;
