@@ -1,4 +1,5 @@
-//! `status-indexer`: parses the command line, starts logging and the runtime, and sets the exit code.
+//! `status-indexer`: parses the command line, starts logging and the runtime, and sets the exit
+//! code.
 
 use std::process::ExitCode;
 

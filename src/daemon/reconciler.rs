@@ -2,8 +2,9 @@
 //!
 //! Until the column is valid it runs the backfill. From then on it makes reconciliation passes at a
 //! low rate. A difference that neither a pending event nor a passed deadline explains is drift: a
-//! trigger was disabled, a dump was restored, somebody edited the column. Promises that each pass
-//! compares every run, and that it keeps its rate. Called by the daemon; works only while leading.
+//! trigger was disabled, a dump was restored, the column was edited by hand. Promises that each
+//! pass compares every run, and that it keeps its rate. Called by the daemon; works only while
+//! leading.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

@@ -50,7 +50,7 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// The same batches, so many of them compared at the same time.
+    /// The same batches, with `concurrency` of them compared at the same time.
     #[must_use]
     pub fn concurrently(mut self, concurrency: usize) -> Self {
         self.concurrency = concurrency;

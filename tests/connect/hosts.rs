@@ -46,7 +46,7 @@ fn with_first(database: &Database, first: std::net::SocketAddr) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_host_that_accepts_and_stays_silent_costs_its_own_limit_only() {
     let database = Database::fresh().await;
-    // The kernel accepts connections to it; nobody answers.
+    // The kernel accepts connections to it, but no process answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let first = silent.local_addr().expect("it is bound");
     let url = with_first(&database, first);

@@ -1,6 +1,6 @@
--- What a site has before status-indexer comes: two thousand runs of the last weeks. Of twenty, one
--- has crashed, two have failed and the others have completed; a few are being retried for ever, a
--- few never had a heartbeat. Run once, on upstream's empty tables.
+-- The data before status-indexer is installed: two thousand runs of the last weeks. Of twenty runs,
+-- one has crashed, two have failed and the others have completed. A few are being retried without
+-- end, and a few never had a heartbeat. Run once, on upstream's empty tables.
 
 insert into flows_v3 (flow_id, user_name, ts_epoch, tags, system_tags)
 select flow_id, 'ada', (extract(epoch from clock_timestamp()) * 1000)::bigint, '[]', '["user:ada"]'

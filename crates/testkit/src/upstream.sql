@@ -1,7 +1,7 @@
--- The six tables of Metaflow's metadata service, as they stand after all of its migrations.
--- Owns nothing of ours: it is what a site has before status-indexer comes, for the demo and the
--- tests. Promises the names, types, keys, indexes and foreign keys of the real schema, down to the
--- order of the columns, because each of these decides plans, locks or what a dump shows.
+-- The six tables of Metaflow's metadata service, as they are after all of its migrations.
+-- Contains no object of status-indexer: this is the state before it is installed, for the demo and
+-- the tests. Promises the names, types, keys, indexes and foreign keys of the real schema, and the
+-- order of its columns, because each of these affects plans, locks or the text of a dump.
 -- Run once, on an empty database.
 
 create table flows_v3 (
@@ -15,7 +15,7 @@ create table flows_v3 (
 create index flows_v3_idx_ts_flow_desc
     on flows_v3 (ts_epoch desc, flow_id desc);
 
--- run_id is the name that a scheduler gave the run; most runs have none and go by run_number.
+-- run_id is the name that a scheduler gave the run; most runs have only a run_number.
 create table runs_v3 (
     flow_id           varchar(255) not null,
     run_number        serial not null,
@@ -42,7 +42,7 @@ create index runs_v3_idx_gin_tags_combined
 create index runs_v3_idx_flow_id_asc_ts_epoch_desc
     on runs_v3 (flow_id, ts_epoch desc);
 
--- The user, only where the service itself vouched for the name.
+-- The user's name, only if the service itself set it.
 create index runs_v3_idx_user_asc_ts_epoch_desc
     on runs_v3 ((case when system_tags ? ('user:' || user_name) then user_name end), ts_epoch desc);
 
@@ -93,7 +93,7 @@ create index tasks_v3_idx_flow_id_run_id_step_name_task_name_v2
 create index tasks_v3_idx_flow_run_step_ts_task_desc
     on tasks_v3 (flow_id, run_number, step_name, ts_epoch desc, task_id desc);
 
--- No foreign key: metadata of a run that does not exist can be written, and is.
+-- No foreign key: metadata of a run that does not exist can be written, and this happens.
 create table metadata_v3 (
     flow_id     varchar(255) not null,
     run_number  bigint not null,
