@@ -52,6 +52,9 @@ create table status_indexer.state (
   trigger_functions  text
 );
 
+-- For the readers of the view and the callers of `is_valid()`.
+grant select (valid_since) on status_indexer.state to public;
+
 -- Privileges that `migrate --grant-to` added: `migrate down` revokes these and no others.
 create table status_indexer.grants (
   grantee        text not null,

@@ -140,7 +140,7 @@ language sql stable parallel safe as $$
   select newest.ok[3] = 1,
          newest.ok[1],
          newest.ok[2]
-    from (select max(status_indexer.ok_key(a.ts_epoch, a.id, a.value)) as ok
+    from (select max(status_indexer.ok_key(a.ts_epoch::bigint, a.id::bigint, a.value)) as ok
             from (select m.ts_epoch, m.id, m.value
                     from {{metadata}} m
                    where m.flow_id = newest_attempt_ok.flow_id
@@ -156,7 +156,7 @@ $$;
 create function status_indexer.newest_attempt(flow_id text, run_number bigint)
 returns table (ts_epoch bigint)
 language sql stable parallel safe as $$
-  select (max(array[a.ts_epoch]))[1]
+  select (max(array[a.ts_epoch::bigint]))[1]
     from (select m.ts_epoch
             from {{metadata}} m
            where m.flow_id = newest_attempt.flow_id
@@ -192,7 +192,7 @@ language sql stable parallel safe as $$
          newest.ok[1],
          newest.ok[2]
     from (select m.run_number::bigint,
-                 max(status_indexer.ok_key(m.ts_epoch, m.id, m.value)) as ok
+                 max(status_indexer.ok_key(m.ts_epoch::bigint, m.id::bigint, m.value)) as ok
             from {{metadata}} m
            where m.flow_id = newest_attempt_ok_between.flow_id
              and m.run_number between low and high
@@ -228,10 +228,4 @@ language sql stable parallel safe as $$
   select valid_since is not null from status_indexer.state
 $$;
 
--- For readers in plain SQL: `run_status` is null while the column is not valid. The view reads the
--- state itself instead of calling a function, so that a reader needs a grant on the view only.
-create view status_indexer.run_status as
-  select r.flow_id,
-         r.run_number,
-         case when (select s.valid_since is not null from status_indexer.state s) then r.run_status end as run_status
-    from {{runs}} r;
+{{view}}

@@ -90,10 +90,10 @@ begin
     select r.flow_id,
            r.run_number,
            r.run_status as stored,
-           r.last_heartbeat_ts as heartbeat,
+           r.last_heartbeat_ts::bigint as heartbeat,
            e.ok_id,
            e.ok is null and e.ok_id is not null as invalid,
-           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts, now_secs, cutoff) as reason
+           status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts::bigint, now_secs, cutoff) as reason
       from unnest(locked_flow_ids, locked_run_numbers) k (flow_id, run_number)
       join {{runs}} r on r.flow_id = k.flow_id and r.run_number = k.run_number
      cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e

@@ -35,9 +35,9 @@ begin
   with running_runs as (
     select r.flow_id::text,
            r.run_number::bigint,
-           r.last_heartbeat_ts as heartbeat,
-           status_indexer.in_range(r.last_heartbeat_ts, now_secs, cutoff) as in_range,
-           status_indexer.next_change('heartbeat', r.last_heartbeat_ts, now_secs, cutoff) as expires_at
+           r.last_heartbeat_ts::bigint as heartbeat,
+           status_indexer.in_range(r.last_heartbeat_ts::bigint, now_secs, cutoff) as in_range,
+           status_indexer.next_change('heartbeat', r.last_heartbeat_ts::bigint, now_secs, cutoff) as expires_at
       from {{runs}} r
      where r.run_status = 'running'
   ), evaluated as (
@@ -80,7 +80,7 @@ begin
       into flow_ids, run_numbers, deadlines
       from {{runs}} r
      where r.run_status = 'failed'
-       and status_indexer.in_range(r.last_heartbeat_ts, now_secs, cutoff);
+       and status_indexer.in_range(r.last_heartbeat_ts::bigint, now_secs, cutoff);
   end if;
 end
 $$;

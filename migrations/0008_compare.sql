@@ -76,7 +76,7 @@ begin
     select s.flow_id,
            s.run_number,
            s.run_status as stored,
-           s.last_heartbeat_ts as heartbeat,
+           s.last_heartbeat_ts::bigint as heartbeat,
            e.ok,
            e.ok_ts,
            e.ok_id,

@@ -13,14 +13,14 @@ declare
   answer   jsonb;
 begin
   -- One query for each of the two indexes. A number that is too long for bigint can only be a run_id.
-  select r.flow_id::text, r.run_number::bigint, r.run_id, r.run_status, r.last_heartbeat_ts as heartbeat
+  select r.flow_id::text, r.run_number::bigint, r.run_id::text, r.run_status, r.last_heartbeat_ts::bigint as heartbeat
     into chosen
     from {{runs}} r
    where r.flow_id = explain.flow_id
      and r.run_number = case when explain.run ~ '^-?[0-9]{1,18}$' then explain.run::bigint end
      and r.run_number::text = explain.run;
   if not found then
-    select r.flow_id::text, r.run_number::bigint, r.run_id, r.run_status, r.last_heartbeat_ts as heartbeat
+    select r.flow_id::text, r.run_number::bigint, r.run_id::text, r.run_status, r.last_heartbeat_ts::bigint as heartbeat
       into chosen
       from {{runs}} r
      where r.flow_id = explain.flow_id

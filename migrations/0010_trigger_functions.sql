@@ -35,58 +35,75 @@ exception when others then
 end
 $$;
 
--- For row triggers on the runs table.
-create function status_indexer.enqueue_row() returns trigger
+-- The trigger functions below read a row from `to_jsonb`, or do so where a direct read fails: an open
+-- session keeps the types with which it first planned an expression such as `new.flow_id`, and raises
+-- an error in each later call after another session has changed the type of that column.
+
+-- For row triggers on the runs table: a new run whose status may not be `running`, and a heartbeat of
+-- a failed run. A new run is `running` by the column's default, which is right if its heartbeat is
+-- recent.
+create function status_indexer.enqueue_run() returns trigger
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  run       jsonb;
+  heartbeat text;
 begin
-  perform status_indexer.enqueue(new.flow_id, new.run_number);
-  return null;
-end
-$$;
-
--- For metadata rows of the end step, of which two in a dozen can change a status. No search path is
--- set, because that would cost the other ten as much as everything else; all names are qualified.
-create function status_indexer.enqueue_evidence() returns trigger
-language plpgsql volatile security definer
-as $$
-begin
-  if new.field_name operator(pg_catalog.=) 'attempt_ok' or new.field_name operator(pg_catalog.=) 'attempt' then
-    perform status_indexer.enqueue(new.flow_id, new.run_number);
+  run := to_jsonb(new);
+  heartbeat := run ->> 'last_heartbeat_ts';
+  if tg_op = 'INSERT' then
+    if run ->> 'run_status' = 'running' and abs(heartbeat::numeric - status_indexer.clock()) <= 5 then
+      return null;
+    end if;
+  elsif heartbeat is not distinct from to_jsonb(old) ->> 'last_heartbeat_ts' then
+    return null;
   end if;
+  perform status_indexer.enqueue(run ->> 'flow_id', (run ->> 'run_number')::bigint);
+  return null;
+exception when others then
+  raise log 'status_indexer: a run was not enqueued: % (%)', sqlerrm, sqlstate;
   return null;
 end
 $$;
 
--- For statement triggers on the metadata table: the distinct runs whose end step's evidence the
--- statement changed, by the old rows and the new ones.
+-- The columns of a metadata row that can affect a status, with its run first; null where the row is
+-- not evidence of the end step.
+create function status_indexer.evidence_of(metadata jsonb) returns jsonb
+language sql immutable parallel safe as $$
+  select case
+           when metadata ->> 'step_name' = 'end' and metadata ->> 'field_name' in ('attempt', 'attempt_ok') then
+             jsonb_build_array(metadata -> 'flow_id', metadata -> 'run_number', metadata -> 'field_name',
+                               metadata -> 'value', metadata -> 'ts_epoch', metadata -> 'id')
+         end
+$$;
+
+-- For updated and deleted metadata rows of the end step: the run whose evidence changed, and both
+-- runs where an update moves a row from one to the other. An update of other columns, such as the
+-- tags of all rows, enqueues nothing.
 create function status_indexer.enqueue_changed() returns trigger
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-set lock_timeout = '100ms'
 as $$
+declare
+  before jsonb;
+  after  jsonb;
 begin
+  -- In two steps: `evidence_of` is inlined only if its argument is a variable.
+  before := to_jsonb(old);
+  before := status_indexer.evidence_of(before);
   if tg_op = 'UPDATE' then
-    insert into status_indexer.queue (flow_id, run_number)
-    select o.flow_id, o.run_number
-      from old_rows o
-     where o.step_name = 'end'
-       and o.field_name in ('attempt', 'attempt_ok')
-     union
-    select n.flow_id, n.run_number
-      from new_rows n
-     where n.step_name = 'end'
-       and n.field_name in ('attempt', 'attempt_ok');
-  else
-    insert into status_indexer.queue (flow_id, run_number)
-    select distinct o.flow_id, o.run_number
-      from old_rows o
-     where o.step_name = 'end'
-       and o.field_name in ('attempt', 'attempt_ok');
+    after := to_jsonb(new);
+    after := status_indexer.evidence_of(after);
   end if;
-  if found then
-    perform status_indexer.notify_worker();
+  if before is not distinct from after then
+    return null;
+  end if;
+  if before is not null then
+    perform status_indexer.enqueue(before ->> 0, (before ->> 1)::bigint);
+  end if;
+  if after is not null and (before -> 0, before -> 1) is distinct from (after -> 0, after -> 1) then
+    perform status_indexer.enqueue(after ->> 0, (after ->> 1)::bigint);
   end if;
   return null;
 exception when others then
@@ -95,10 +112,41 @@ exception when others then
 end
 $$;
 
+-- A new metadata row as JSON, for `enqueue_evidence`.
+create function status_indexer.enqueue_inserted(metadata jsonb) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if status_indexer.evidence_of(metadata) is not null then
+    perform status_indexer.enqueue(metadata ->> 'flow_id', (metadata ->> 'run_number')::bigint);
+  end if;
+exception when others then
+  raise log 'status_indexer: evidence was not enqueued: % (%)', sqlerrm, sqlstate;
+end
+$$;
+
+-- For new metadata rows of the end step, of which two in a dozen can change a status. No search path
+-- is set, because that would cost the other ten as much as everything else; all names are qualified.
+create function status_indexer.enqueue_evidence() returns trigger
+language plpgsql volatile security definer
+as $$
+begin
+  if new.field_name operator(pg_catalog.=) 'attempt_ok' or new.field_name operator(pg_catalog.=) 'attempt' then
+    perform status_indexer.enqueue(new.flow_id, new.run_number);
+  end if;
+  return null;
+exception when others then
+  perform status_indexer.enqueue_inserted(pg_catalog.to_jsonb(new));
+  return null;
+end
+$$;
+
 revoke execute on function status_indexer.enqueue(text, bigint) from public;
+revoke execute on function status_indexer.enqueue_inserted(jsonb) from public;
 revoke execute on function status_indexer.enqueue_evidence() from public;
-revoke execute on function status_indexer.enqueue_row() from public;
 revoke execute on function status_indexer.enqueue_changed() from public;
+revoke execute on function status_indexer.enqueue_run() from public;
 
 -- A fingerprint of the functions that the triggers execute. A migration that replaces one of them
 -- has to store the new fingerprint.
@@ -109,15 +157,17 @@ as $$
   select md5(string_agg(p.proname || p.prosrc, '' order by p.proname::text collate "C"))
     from pg_proc p
    where p.pronamespace = 'status_indexer'::regnamespace
-     and p.proname in ('notify_worker', 'enqueue', 'enqueue_row', 'enqueue_evidence', 'enqueue_changed')
+     and p.proname in ('notify_worker', 'enqueue', 'enqueue_run', 'evidence_of', 'enqueue_changed',
+                       'enqueue_inserted', 'enqueue_evidence')
 $$;
 
 update status_indexer.state
    set trigger_functions = status_indexer.trigger_functions_hash();
 
 -- The indexer's triggers, and the state of each: `enabled`, `disabled`, `missing`, `replaced` (by a
--- trigger with the same name that executes another function), or `function replaced`. The list
--- comes from the `create trigger` statements of the migrations.
+-- trigger with the same name that executes another function of this schema), `name taken` (by a
+-- trigger that executes a function of another schema), or `function replaced`. The list comes from
+-- the `create trigger` statements of the migrations.
 create function status_indexer.triggers()
 returns table (table_name text, trigger_name text, state text)
 language sql stable
@@ -127,6 +177,7 @@ as $$
          expected.trigger_name,
          case
            when t.oid is null then 'missing'
+           when f.pronamespace <> 'status_indexer'::regnamespace then 'name taken'
            when t.tgfoid is distinct from to_regprocedure(expected.function) then 'replaced'
            when t.tgenabled not in ('O', 'A') then 'disabled'
            when s.trigger_functions is distinct from (select status_indexer.trigger_functions_hash())
@@ -138,6 +189,7 @@ as $$
            {{triggers}}) expected (table_name, trigger_name, function)
     left join pg_trigger t on t.tgrelid = to_regclass(expected.table_name)
                           and t.tgname = expected.trigger_name
+    left join pg_proc f on f.oid = t.tgfoid
    order by 1, 2
 $$;
 

@@ -7,15 +7,18 @@ create trigger status_indexer_insert
   when (new.step_name = 'end')
   execute function status_indexer.enqueue_evidence();
 
--- Statement triggers: rows are rarely updated or deleted, and then many at once.
+-- Row triggers, although many rows are updated or deleted at a time: a statement trigger with
+-- transition tables keeps a copy of each row, which becomes a temporary file, and beyond
+-- `temp_file_limit` the writer's own statement fails. A row that fails the `when` costs neither
+-- memory nor a call.
 create trigger status_indexer_update
   after update on {{metadata}}
-  referencing old table as old_rows new table as new_rows
-  for each statement
+  for each row
+  when (old.step_name = 'end' or new.step_name = 'end')
   execute function status_indexer.enqueue_changed();
 
 create trigger status_indexer_delete
   after delete on {{metadata}}
-  referencing old table as old_rows
-  for each statement
+  for each row
+  when (old.step_name = 'end')
   execute function status_indexer.enqueue_changed();

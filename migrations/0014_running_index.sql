@@ -3,4 +3,4 @@
 -- could be a HOT update.
 create index concurrently status_indexer_running
   on {{runs}} (flow_id, run_number)
-  where run_status = 'running';
+  where (run_status = 'running'::text);

@@ -53,11 +53,13 @@ impl ConnectionArgs {
         self.database.connector().map_err(Failure::Usage)
     }
 
-    fn migration(&self, grant_to: Option<String>) -> crate::migrate::Options {
+    fn migration(&self) -> crate::migrate::Options {
         crate::migrate::Options {
             names: self.tables.names(),
             cutoff_secs: self.definition.cutoff,
-            grant_to,
+            grant_to: None,
+            grant_dump_to: Vec::new(),
+            allow_publications: false,
         }
     }
 

@@ -6,17 +6,23 @@
 //! longer. Indexes are built concurrently. [`down()`] leaves the database as it was before [`up()`].
 //! Called by the command `migrate` and, with `--migrate`, at the start of the daemon.
 
+mod collisions;
+mod dependents;
 mod down;
+mod dumps;
 mod grants;
 mod index;
 mod installed;
 mod migrator;
+mod owner;
+mod publications;
 mod query;
 mod render;
 mod status;
 mod steps;
 mod tables;
 mod up;
+mod view;
 
 pub use down::down;
 pub use migrator::LOCK_TIMEOUT;

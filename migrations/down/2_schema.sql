@@ -1,14 +1,17 @@
 -- The indexer's own objects. Without cascade: an object that somebody else created in the schema
 -- stops it.
 drop view if exists status_indexer.run_status;
+drop function if exists status_indexer.run_statuses();
 drop function if exists status_indexer.obstacles();
 drop function if exists status_indexer.triggers_enabled();
 drop function if exists status_indexer.triggers();
 drop function if exists status_indexer.trigger_functions_hash();
 drop function if exists status_indexer.enqueue_evidence();
-drop function if exists status_indexer.enqueue_row();
-drop function if exists status_indexer.enqueue(text, bigint);
+drop function if exists status_indexer.enqueue_inserted(jsonb);
 drop function if exists status_indexer.enqueue_changed();
+drop function if exists status_indexer.evidence_of(jsonb);
+drop function if exists status_indexer.enqueue_run();
+drop function if exists status_indexer.enqueue(text, bigint);
 drop function if exists status_indexer.notify_worker();
 drop function if exists status_indexer.explain(text, text);
 drop function if exists status_indexer.key_after(text, bigint, integer);

@@ -23,6 +23,23 @@ pub struct MigrateArgs {
         global = true
     )]
     grant_to: Option<String>,
+    /// Role to grant the privileges that a dump of the database needs; repeatable
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_GRANT_DUMP_TO",
+        value_name = "ROLE",
+        value_delimiter = ',',
+        global = true
+    )]
+    grant_dump_to: Vec<String>,
+    /// Continue although the runs table is published: the subscribers have the column already
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_ALLOW_PUBLICATIONS",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        global = true
+    )]
+    allow_publications: bool,
     #[command(flatten)]
     wait: WaitArgs,
     #[command(flatten)]
@@ -64,7 +81,13 @@ pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit
     }
     match direction {
         Direction::Up => {
-            migrate::up(&connector, &args.connection.migration(grant_to), stop).await?;
+            let options = migrate::Options {
+                grant_to,
+                grant_dump_to: args.grant_dump_to,
+                allow_publications: args.allow_publications,
+                ..args.connection.migration()
+            };
+            migrate::up(&connector, &options, stop).await?;
             Ok(Exit::Success)
         }
         Direction::Down => {

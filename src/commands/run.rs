@@ -41,7 +41,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure
         connector,
         reader,
         cutoff_secs: args.connection.definition.cutoff,
-        migrate: args.migrate.then(|| args.connection.migration(None)),
+        migrate: args.migrate.then(|| args.connection.migration()),
         args: args.daemon,
         api: args.api,
     };

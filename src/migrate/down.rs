@@ -1,6 +1,6 @@
 //! `migrate down`: removes all objects, in an order that can be interrupted and repeated.
 //!
-//! The triggers go first, because they execute the functions. The history goes last, with the
+//! Objects of others stop it before it removes anything. The triggers go first, because they execute the functions. The history goes last, with the
 //! column: it records whether the column and the schema are the indexer's to drop.
 
 use anyhow::Context as _;
@@ -24,13 +24,23 @@ pub async fn down(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let migrator = Migrator::open(connector, names, stop).await?;
+    if !installed::history_exists(&migrator.client).await? {
+        tracing::info!("nothing to do: the indexer is not installed");
+        return Ok(());
+    }
+    if !migrator.roles.superuser {
+        migrator.become_owner().await?;
+        migrator.check_objects_owned().await?;
+    }
+    let applied = migrator.applied().await?;
     migrator.check_installed_tables().await?;
+    migrator.check_dependents().await?;
     migrator.remove_triggers().await?;
     for step in steps::indexes() {
         migrator.drop_index(step).await?;
     }
     grants::revoke(&migrator.client).await?;
-    migrator.remove_objects().await?;
+    migrator.remove_objects(&applied).await?;
     tracing::info!("all objects removed");
     Ok(())
 }
@@ -39,18 +49,20 @@ impl Migrator<'_> {
     /// Removes the triggers and invalidates the column. From here on statuses become outdated, and
     /// readers must see that even if a later statement fails.
     async fn remove_triggers(&self) -> anyhow::Result<()> {
-        let drop = render(&steps::drop_triggers(steps::triggers()), &self.tables, &[]);
+        let on_runs = self.drop_triggers(&self.tables.runs.quoted()).await?;
+        let on_metadata = self.drop_triggers(&self.tables.metadata.quoted()).await?;
         let invalidate = if installed::state_exists(&self.client).await? {
             INVALIDATE
         } else {
             ""
         };
-        self.remove(&format!("{drop}{invalidate}")).await
+        self.remove(&format!("{on_runs}{on_metadata}{invalidate}"))
+            .await
     }
 
     /// Removes the column, if the indexer created it, and all objects in the schema.
-    async fn remove_objects(&self) -> anyhow::Result<()> {
-        let column = if self.applied().await?.contains(&COLUMN_VERSION) {
+    async fn remove_objects(&self, applied: &[i32]) -> anyhow::Result<()> {
+        let column = if applied.contains(&COLUMN_VERSION) {
             DOWN_COLUMN
         } else {
             ""

@@ -23,6 +23,13 @@ grant select, update on sequence status_indexer.notify_suppressed_until, status_
 grant update (run_status) on {{runs}} to {{role}};
 ";
 
+/// What `pg_dump` reads in the indexer's own schema.
+const GRANT_DUMP: &str = "\
+-- migrate.grant_dump
+grant select on all tables in schema status_indexer to {{role}};
+grant select on all sequences in schema status_indexer to {{role}};
+";
+
 /// A privilege that is recorded if it is added: one on an object that `migrate down` keeps.
 struct Privilege {
     /// The object's name, quoted.
@@ -33,21 +40,24 @@ struct Privilege {
 
 impl Privilege {
     fn all(tables: &Tables) -> Vec<Self> {
-        let usage = |schema: &str| Self {
-            object: quote_ident(schema),
-            name: "USAGE",
-        };
         let select = |object: String| Self {
             object,
             name: "SELECT",
         };
         vec![
-            usage("status_indexer"),
-            usage(&tables.runs.schema),
-            usage(&tables.metadata.schema),
+            Self::usage("status_indexer"),
+            Self::usage(&tables.runs.schema),
+            Self::usage(&tables.metadata.schema),
             select(tables.runs.quoted()),
             select(tables.metadata.quoted()),
         ]
+    }
+
+    fn usage(schema: &str) -> Self {
+        Self {
+            object: quote_ident(schema),
+            name: "USAGE",
+        }
     }
 
     /// Whether the role has it: as owner, by a grant, or through another role.
@@ -86,10 +96,35 @@ on conflict do nothing;\n",
 /// # Errors
 /// If the role does not exist, or a grant is refused.
 pub(super) async fn grant(client: &Client, tables: &Tables, role: &str) -> anyhow::Result<()> {
+    grant_all(client, tables, role, GRANT_OWN, &Privilege::all(tables)).await
+}
+
+/// Grants `role` what a dump of the database needs in the indexer's schema.
+///
+/// # Errors
+/// If the role does not exist, or a grant is refused.
+pub(super) async fn grant_dump(client: &Client, tables: &Tables, role: &str) -> anyhow::Result<()> {
+    grant_all(
+        client,
+        tables,
+        role,
+        GRANT_DUMP,
+        &[Privilege::usage("status_indexer")],
+    )
+    .await
+}
+
+/// Grants the privileges `own`, and records those of `privileges` that the role did not have.
+async fn grant_all(
+    client: &Client,
+    tables: &Tables,
+    role: &str,
+    own: &str,
+    privileges: &[Privilege],
+) -> anyhow::Result<()> {
     check_role_exists(client, role).await?;
-    let mut sql = render(GRANT_OWN, tables, &[("role", &quote_ident(role))]);
-    let privileges = Privilege::all(tables);
-    for privilege in &privileges {
+    let mut sql = render(own, tables, &[("role", &quote_ident(role))]);
+    for privilege in privileges {
         if !privilege.is_held(client, role).await? {
             sql.push_str(&privilege.grant(role));
         }
@@ -98,7 +133,7 @@ pub(super) async fn grant(client: &Client, tables: &Tables, role: &str) -> anyho
         .await
         .with_context(|| format!("cannot grant privileges to the role {role}"))?;
     // PostgreSQL reports a privilege that the session's role cannot grant by a warning only.
-    for privilege in &privileges {
+    for privilege in privileges {
         ensure!(
             privilege.is_held(client, role).await?,
             "the role {role} lacks {} on {}, and the migrating role cannot grant it: ask the owner \

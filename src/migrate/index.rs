@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::migrator::{LOG_INTERVAL, Migrator, STOPPED};
-use super::query::{exists, query_opt};
+use super::query::{query_bool, query_opt};
 use super::steps::Step;
 use super::tables::Tables;
 use crate::error::chain;
@@ -20,37 +20,66 @@ pub(super) fn qualified_name(tables: &Tables, step: &Step) -> String {
     format!("{}.{}", quote_ident(&tables.runs.schema), step.index())
 }
 
-/// Whether an index is valid; none if it does not exist.
-pub(super) async fn validity(client: &Client, name: &str) -> anyhow::Result<Option<bool>> {
+/// Whether the index of a step is valid; none if it does not exist. An index of that name on another
+/// table or with another definition is not the indexer's.
+pub(super) async fn validity(
+    client: &Client,
+    tables: &Tables,
+    step: &Step,
+) -> anyhow::Result<Option<bool>> {
     const VALIDITY: &str = "\
 -- migrate.index_validity
 select indisvalid
   from pg_index
- where indexrelid = to_regclass($1)";
-    let row = query_opt(client, VALIDITY, &[(&name, Type::TEXT)]).await?;
+ where indexrelid = to_regclass($1)
+   and indrelid = to_regclass($2)
+   and regexp_replace(lower(split_part(pg_get_indexdef(indexrelid), ' USING btree ', 2)),
+                      ' with \\([^)]*\\)', '') = $3";
+    let (name, table) = (qualified_name(tables, step), step.table(tables).quoted());
+    let definition = step.index_definition();
+    let params = [
+        (&name as _, Type::TEXT),
+        (&table as _, Type::TEXT),
+        (&definition as _, Type::TEXT),
+    ];
+    let row = query_opt(client, VALIDITY, &params).await?;
     Ok(row.map(|row| row.get(0)))
 }
 
 impl Migrator<'_> {
     /// Whether the index of a step exists and is valid.
     pub(super) async fn index_is_valid(&self, step: &Step) -> anyhow::Result<bool> {
-        let name = qualified_name(&self.tables, step);
-        Ok(validity(&self.client, &name).await? == Some(true))
+        Ok(validity(&self.client, &self.tables, step).await? == Some(true))
     }
 
     /// Builds the index of a step, unless it is valid already.
     pub(super) async fn build_index(&self, step: &Step, sql: &str) -> anyhow::Result<()> {
         if !self.index_is_valid(step).await? {
             self.drop_index(step).await?;
-            self.run_with_progress(sql).await?;
+            self.build_as_either_role(sql).await?;
         }
         Ok(())
     }
 
-    /// Drops the index of a step, if it exists.
+    /// Builds an index. Its owner is the table's owner, whoever builds it, but who builds it needs
+    /// CREATE on the schema of the table.
+    async fn build_as_either_role(&self, sql: &str) -> anyhow::Result<()> {
+        const OWNER_MAY_CREATE: &str = "\
+-- migrate.owner_may_create_index
+select has_schema_privilege(current_user, $1, 'create')";
+        let schema = &self.tables.runs.schema;
+        if query_bool(&self.client, OWNER_MAY_CREATE, &[(schema, Type::TEXT)]).await? {
+            return self.run_with_progress(sql).await;
+        }
+        self.become_login().await?;
+        self.run_with_progress(sql).await?;
+        self.become_owner().await
+    }
+
+    /// Drops the index of a step, if it exists and is the indexer's.
     pub(super) async fn drop_index(&self, step: &Step) -> anyhow::Result<()> {
-        let name = qualified_name(&self.tables, step);
-        if exists(&self.client, &name).await? {
+        if validity(&self.client, &self.tables, step).await?.is_some() {
+            let name = qualified_name(&self.tables, step);
             self.run_with_progress(&format!("drop index concurrently {name}"))
                 .await?;
         }

@@ -45,9 +45,20 @@ select version, to_char(applied_at at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS\"Z
     Ok(applied.collect())
 }
 
-/// Whether the table of the history exists.
+/// Whether the table of the history exists. Another table of that name, without the history's
+/// columns, does not count.
 pub(super) async fn history_exists(client: &Client) -> anyhow::Result<bool> {
-    exists(client, HISTORY).await
+    const HISTORY_EXISTS: &str = "\
+-- migrate.history_exists
+select count(*) = 4
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  join pg_attribute a on a.attrelid = c.oid
+ where n.nspname = 'status_indexer'
+   and c.relname = 'schema_history'
+   and a.attname in ('version', 'name', 'applied_at', 'schema_was_there')
+   and not a.attisdropped";
+    query_bool(client, HISTORY_EXISTS, &[]).await
 }
 
 /// Whether the table of the state exists.

@@ -11,6 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
+use super::owner::Roles;
 use super::query::{query_bool, query_one, transaction};
 use super::tables::{TableNames, Tables};
 use crate::pg::{Connector, LOCK_CLASS, MIGRATION_LOCK, SessionMode, SessionProfile, detect_mode};
@@ -35,6 +36,7 @@ pub(super) struct Migrator<'a> {
     pub(super) connector: &'a Connector,
     pub(super) client: Client,
     pub(super) tables: Tables,
+    pub(super) roles: Roles,
     pub(super) stop: &'a CancellationToken,
 }
 
@@ -57,11 +59,12 @@ impl<'a> Migrator<'a> {
         client.batch_execute("begin read only").await?;
         let tables = Tables::find(&client, names).await?;
         client.batch_execute("rollback").await?;
-        tables.check_owned(&client).await?;
+        let roles = Roles::check(&client, &tables).await?;
         let migrator = Self {
             connector,
             client,
             tables,
+            roles,
             stop,
         };
         migrator.lock().await?;
@@ -115,7 +118,7 @@ select pg_try_advisory_lock($1, $2)";
                 logged = Some(Instant::now());
                 // A separate statement: the arguments of the macro are not `Send`, so the future
                 // would not be either if it awaited among them.
-                let holders = self.holders().await;
+                let holders = self.holders().await?;
                 tracing::info!(
                     holders,
                     "waiting for locks on the tables; retrying every second"
@@ -125,8 +128,12 @@ select pg_try_advisory_lock($1, $2)";
         }
     }
 
-    /// The sessions that hold locks on the tables, for the log.
-    async fn holders(&self) -> String {
+    /// The sessions that hold locks on the tables, for the log. The role that logged in may see more
+    /// of them than the owner of the tables.
+    async fn holders(&self) -> anyhow::Result<String> {
+        const ROLE: &str = "\
+-- migrate.current_role
+select current_user::text";
         const HOLDERS: &str = "\
 -- migrate.holders
 select string_agg(distinct format('pid %s (%s, %s, for %s)', a.pid, a.usename, a.state,
@@ -139,11 +146,14 @@ select string_agg(distinct format('pid %s (%s, %s, for %s)', a.pid, a.usename, a
    and clock_timestamp() - a.xact_start > interval '200 ms'";
         let (runs, metadata) = (self.tables.runs.quoted(), self.tables.metadata.quoted());
         let names = [(&runs as _, Type::TEXT), (&metadata as _, Type::TEXT)];
-        query_one(&self.client, HOLDERS, &names)
-            .await
-            .ok()
-            .and_then(|row| row.get::<_, Option<String>>(0))
-            .unwrap_or_else(|| "short transactions".to_owned())
+        let role: String = query_one(&self.client, ROLE, &[]).await?.get(0);
+        self.become_login().await?;
+        let holders = query_one(&self.client, HOLDERS, &names).await;
+        if role == self.roles.owner {
+            self.become_owner().await?;
+        }
+        let holders: Option<String> = holders?.get(0);
+        Ok(holders.unwrap_or_else(|| "short transactions".to_owned()))
     }
 }
 

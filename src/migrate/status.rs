@@ -85,7 +85,14 @@ select to_regclass(table_name)::text, trigger_name, state
             let (table, name, state): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
             let repair = trigger_repair(table, name, state);
             complete &= repair.is_none();
-            let state = with_repair(state, repair.as_deref());
+            let state = match (state, repair) {
+                ("name taken", _) => {
+                    "the name belongs to a trigger that the indexer did not create: \
+                     rename or drop that one, then run `status-indexer migrate up`"
+                        .to_owned()
+                }
+                (_, repair) => with_repair(state, repair.as_deref()),
+            };
             self.line("trigger", format!("{name} on {table}: {state}"));
         }
         Ok(complete)
@@ -94,12 +101,11 @@ select to_regclass(table_name)::text, trigger_name, state
     async fn indexes(&mut self, client: &Client, tables: &Tables) -> anyhow::Result<bool> {
         let mut complete = true;
         for step in steps::indexes() {
-            let (state, repair) =
-                match index::validity(client, &index::qualified_name(tables, step)).await? {
-                    Some(true) => ("valid", None),
-                    Some(false) => ("invalid", Some("status-indexer migrate up")),
-                    None => ("missing", Some("status-indexer migrate up")),
-                };
+            let (state, repair) = match index::validity(client, tables, step).await? {
+                Some(true) => ("valid", None),
+                Some(false) => ("invalid", Some("status-indexer migrate up")),
+                None => ("missing", Some("status-indexer migrate up")),
+            };
             complete &= repair.is_none();
             let state = with_repair(state, repair);
             self.line("index", format!("{}: {state}", step.index()));
@@ -149,7 +155,7 @@ fn trigger_repair(table: &str, name: &str, state: &str) -> Option<String> {
         "disabled" => Some(format!(
             "alter table {table} enable trigger {name}; select status_indexer.invalidate();"
         )),
-        "missing" | "replaced" => Some("status-indexer migrate up".to_owned()),
+        "missing" | "replaced" | "name taken" => Some("status-indexer migrate up".to_owned()),
         _ => Some("status-indexer migrate down && status-indexer migrate up".to_owned()),
     }
 }

@@ -35,6 +35,17 @@ impl Step {
             .expect("the first line of an index's file contains its name")
     }
 
+    /// The definition of the index that the file creates, from its columns on, in the form of
+    /// `pg_get_indexdef` in lower case.
+    pub(super) fn index_definition(&self) -> String {
+        let (_, definition) = self
+            .sql
+            .split_once(RUNS)
+            .expect("the indexes are on the runs table");
+        let words: Vec<&str> = definition.split_whitespace().collect();
+        words.join(" ").trim_end_matches(';').to_owned()
+    }
+
     /// The table on which the file creates its triggers or its index.
     pub(super) fn table<'t>(&self, tables: &'t Tables) -> &'t Table {
         if self.sql.contains(RUNS) {
@@ -75,7 +86,7 @@ const METADATA: &str = "{{metadata}}";
 #[derive(Debug)]
 pub(super) struct Trigger {
     /// Its name, unique on its table.
-    name: &'static str,
+    pub(super) name: &'static str,
     /// The placeholder of its table.
     table: &'static str,
     /// The function that it executes, with its arguments' types.
@@ -83,10 +94,12 @@ pub(super) struct Trigger {
 }
 
 impl Trigger {
-    /// The statement that drops the trigger. The files contain none, because dropping a trigger takes
-    /// a lock that blocks readers, and creating one does not.
-    fn drop_statement(&self) -> String {
-        format!("drop trigger if exists {} on {};\n", self.name, self.table)
+    /// Its table.
+    pub(super) fn table<'t>(&self, tables: &'t Tables) -> &'t Table {
+        match self.table {
+            RUNS => &tables.runs,
+            _ => &tables.metadata,
+        }
     }
 
     /// One row of the list in `status_indexer.triggers()`.
@@ -102,11 +115,6 @@ impl Trigger {
 /// All triggers.
 pub(super) fn triggers() -> impl Iterator<Item = Trigger> {
     STEPS.iter().flat_map(Step::triggers)
-}
-
-/// The statements that drop triggers, with placeholders for the tables.
-pub(super) fn drop_triggers(triggers: impl Iterator<Item = Trigger>) -> String {
-    triggers.map(|trigger| trigger.drop_statement()).collect()
 }
 
 /// The list of all triggers that `status_indexer.triggers()` contains.
@@ -149,6 +157,9 @@ pub(super) const STEPS: &[Step] = steps![
     14 Index "0014_running_index",
 ];
 
+/// The view for readers and its function, which `up` also creates by themselves.
+pub(super) const VIEW: &str = include_str!("../../migrations/view.sql");
+
 /// The version of the step that creates the column.
 pub(super) const COLUMN_VERSION: i32 = 2;
 
@@ -158,3 +169,15 @@ pub(super) const DOWN_COLUMN: &str = include_str!("../../migrations/down/1_colum
 /// Drops all objects in the indexer's own schema. Runs in one transaction with [`DOWN_COLUMN`], so
 /// that the history exists for as long as the column does.
 pub(super) const DOWN_SCHEMA: &str = include_str!("../../migrations/down/2_schema.sql");
+
+/// The relations and the functions (with their arguments' types) that [`DOWN_SCHEMA`] drops: all
+/// objects in the schema that are the indexer's.
+pub(super) fn objects() -> (Vec<&'static str>, Vec<&'static str>) {
+    let drops = DOWN_SCHEMA
+        .lines()
+        .filter_map(|line| line.strip_prefix("drop ")?.strip_suffix(';'))
+        .filter_map(|drop| drop.split_once(" if exists "));
+    let (functions, relations): (Vec<_>, Vec<_>) = drops.partition(|(kind, _)| *kind == "function");
+    let names = |drops: Vec<(&str, &'static str)>| drops.into_iter().map(|drop| drop.1).collect();
+    (names(relations), names(functions))
+}

@@ -2,7 +2,7 @@
 //!
 //! Every name is looked up in the catalog once; statements contain the name found there, quoted.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -74,29 +74,62 @@ impl Tables {
         Ok(found)
     }
 
-    /// Checks that the role owns the tables: only an owner can alter a table.
+    /// Checks that the tables have all columns that the indexer reads. A database may have upstream's
+    /// first migrations only.
     ///
     /// # Errors
-    /// If the session's role does not own one of them; the message names the owner.
-    pub(super) async fn check_owned(&self, client: &Client) -> anyhow::Result<()> {
-        const OWNED: &str = "\
--- migrate.check_owned
-select pg_get_userbyid(relowner)::text, current_user::text, pg_has_role(relowner, 'usage')
-  from pg_class
- where oid = to_regclass($1)";
-        for table in [&self.runs, &self.metadata] {
-            let row = query_one(client, OWNED, &[(&table.quoted(), Type::TEXT)]).await?;
-            let (owner, role, owned): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
-            ensure!(
-                owned,
-                "the role {role} does not own {}: migrate as {owner}; for a daemon that runs as \
-                 another role, add --grant-to",
-                table.quoted()
-            );
+    /// If one is missing; the message names it.
+    pub(super) async fn check_columns(&self, client: &Client) -> anyhow::Result<()> {
+        const MISSING: &str = "\
+-- migrate.missing_columns
+select string_agg(wanted, ', ' order by position)
+  from unnest($2::text[]) with ordinality w (wanted, position)
+ where not exists (select
+                     from pg_attribute
+                    where attrelid = to_regclass($1)
+                      and attname = wanted
+                      and not attisdropped)";
+        for (table, columns) in [
+            (&self.runs, RUNS_COLUMNS),
+            (&self.metadata, METADATA_COLUMNS),
+        ] {
+            let name = table.quoted();
+            let params = [(&name as _, Type::TEXT), (&columns as _, Type::TEXT_ARRAY)];
+            let missing: Option<String> = query_one(client, MISSING, &params).await?.get(0);
+            if let Some(missing) = missing {
+                bail!(
+                    "{name} has no column {missing}: run the migrations of the metadata service \
+                     first, or correct the name of the table"
+                );
+            }
         }
         Ok(())
     }
 }
+
+/// The columns of the runs table that the indexer and its read API read.
+const RUNS_COLUMNS: &[&str] = &[
+    "flow_id",
+    "run_number",
+    "run_id",
+    "user_name",
+    "ts_epoch",
+    "tags",
+    "system_tags",
+    "last_heartbeat_ts",
+];
+
+/// The columns of the metadata table that the indexer reads.
+const METADATA_COLUMNS: &[&str] = &[
+    "flow_id",
+    "run_number",
+    "step_name",
+    "task_id",
+    "id",
+    "field_name",
+    "value",
+    "ts_epoch",
+];
 
 /// Looks up one table. `variable` is the setting that contains its name.
 async fn find(client: &Client, name: &str, variable: &str) -> anyhow::Result<Table> {

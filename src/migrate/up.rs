@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 use super::migrator::Migrator;
 use super::query::{query_bool, transaction};
 use super::render::render;
-use super::steps::{self, Kind, STEPS, Step};
+use super::steps::{COLUMN_VERSION, Kind, STEPS, Step};
 use super::tables::{TableNames, upstream_notify_triggers};
+use super::view::ColumnTypes;
 use super::{grants, installed};
-use crate::pg::{Connector, quote_literal};
+use crate::pg::{Connector, quote_ident, quote_literal};
 use crate::store::INVALIDATE;
 
 /// The parameters of [`up`].
@@ -24,6 +25,10 @@ pub struct Options {
     pub cutoff_secs: i64,
     /// A role to grant the privileges that `run` needs, if the daemon does not run as the owner.
     pub grant_to: Option<String>,
+    /// Roles to grant the privileges that a dump of the database needs.
+    pub grant_dump_to: Vec<String>,
+    /// Whether subscribers of publications with the runs table are prepared for the column.
+    pub allow_publications: bool,
 }
 
 /// Brings the objects to this binary's version.
@@ -37,9 +42,16 @@ pub async fn up(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let migrator = Migrator::open(connector, &options.names, stop).await?;
-    migrator.check_installed_tables().await?;
+    migrator.become_owner().await?;
+    migrator.check_objects_owned().await?;
     let applied = migrator.applied().await?;
+    migrator.check_installed_tables().await?;
+    migrator.tables.check_columns(&migrator.client).await?;
     migrator.check_column_is_free(&applied).await?;
+    migrator.check_names_are_free().await?;
+    if !options.allow_publications && !applied.contains(&COLUMN_VERSION) {
+        migrator.check_publications().await?;
+    }
     migrator.create_history().await?;
     let count = migrator
         .apply_missing(&applied, options.cutoff_secs)
@@ -48,6 +60,11 @@ pub async fn up(
         grants::grant(&migrator.client, &migrator.tables, role).await?;
         tracing::info!(role, "granted the privileges that `run` needs");
     }
+    for role in &options.grant_dump_to {
+        grants::grant_dump(&migrator.client, &migrator.tables, role).await?;
+        tracing::info!(role, "granted the privileges that a dump needs");
+    }
+    migrator.warn_of_dumps().await?;
     if upstream_notify_triggers(&migrator.client, &migrator.tables.runs.quoted()).await? {
         tracing::warn!(
             "upstream's notify_ui trigger sends a notification for each status written; the \
@@ -68,9 +85,9 @@ impl Migrator<'_> {
         }
         let schema_exists = installed::schema_exists(&self.client).await?;
         let create_schema = if schema_exists {
-            ""
+            String::new()
         } else {
-            "create schema status_indexer;"
+            self.create_schema().await?
         };
         let sql = format!(
             "-- migrate.create_history
@@ -85,24 +102,38 @@ impl Migrator<'_> {
              insert into status_indexer.schema_history (version, name, schema_was_there)
              values (0, 'schema', {schema_exists});"
         );
-        transaction(&self.client, &sql).await.context(
-            "cannot create the schema status_indexer: grant the role CREATE on the database, or \
-             create an empty schema and grant the role USAGE and CREATE on it",
-        )
+        transaction(&self.client, &sql).await.with_context(|| {
+            let (owner, login) = (&self.roles.owner, &self.roles.login);
+            if schema_exists {
+                format!("cannot use the schema status_indexer: grant USAGE and CREATE on it to {owner}")
+            } else {
+                format!(
+                    "cannot create the schema status_indexer: grant CREATE on the database to {owner}, \
+                     the owner of the tables, or to {login}, or create an empty schema by `create \
+                     schema status_indexer authorization {}`",
+                    quote_ident(owner)
+                )
+            }
+        })
     }
 
     /// Applies each step that is not recorded or not intact, in order. Returns their number.
     async fn apply_missing(&self, applied: &[i32], cutoff_secs: i64) -> anyhow::Result<usize> {
+        let types = ColumnTypes::of(&self.client, &self.tables).await?;
         let mut count = 0;
         for step in STEPS {
             let repeated = applied.contains(&step.version);
             if repeated && self.is_intact(step).await? {
                 continue;
             }
-            self.apply(step, cutoff_secs, repeated)
+            self.apply(step, cutoff_secs, &types, repeated)
                 .await
                 .with_context(|| format!("step {} failed", step.name))?;
             tracing::info!(step = step.name, repeated, "step applied");
+            count += 1;
+        }
+        if self.restore_view(&types).await? {
+            tracing::info!("view created again");
             count += 1;
         }
         Ok(count)
@@ -128,9 +159,17 @@ select not exists (select
     }
 
     /// Applies one step, and records it unless it is recorded already.
-    async fn apply(&self, step: &Step, cutoff_secs: i64, repeated: bool) -> anyhow::Result<()> {
+    async fn apply(
+        &self,
+        step: &Step,
+        cutoff_secs: i64,
+        types: &ColumnTypes,
+        repeated: bool,
+    ) -> anyhow::Result<()> {
         let cutoff_secs = cutoff_secs.to_string();
-        let sql = render(step.sql, &self.tables, &[("cutoff_secs", &cutoff_secs)]);
+        let view = types.view(&self.tables);
+        let values = [("cutoff_secs", cutoff_secs.as_str()), ("view", &view)];
+        let sql = render(step.sql, &self.tables, &values);
         let record = if repeated {
             String::new()
         } else {
@@ -142,7 +181,9 @@ select not exists (select
                 Ok(self.client.batch_execute(&record).await?)
             }
             Kind::Triggers if repeated => {
-                let drop = render(&steps::drop_triggers(step.triggers()), &self.tables, &[]);
+                let drop = self
+                    .drop_triggers(&step.table(&self.tables).quoted())
+                    .await?;
                 // Evidence that was written without the triggers was not enqueued.
                 self.in_transaction(&format!("{drop}{sql}\n{INVALIDATE}"))
                     .await

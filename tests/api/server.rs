@@ -276,6 +276,8 @@ async fn install(database: &Database) {
         },
         cutoff_secs: 360,
         grant_to: None,
+        grant_dump_to: Vec::new(),
+        allow_publications: false,
     };
     migrate::up(
         &connector(&database.config()),

@@ -143,6 +143,13 @@ fn the_tables_list_the_flags_and_metrics_of_the_binary() {
     check("docs/metrics.md", &metrics());
 }
 
+/// Names in the documents that are those of triggers.
+const TRIGGERS: [&str; 3] = [
+    "status_indexer_insert",
+    "status_indexer_update",
+    "status_indexer_delete",
+];
+
 #[test]
 fn every_metric_in_the_documents_exists() {
     let declared: Vec<_> = Metrics::new()
@@ -152,7 +159,7 @@ fn every_metric_in_the_documents_exists() {
         .collect();
     for document in ["README.md", "docs/metrics.md", "docs/operations.md"] {
         for word in text(document).split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
-            if word.starts_with("status_indexer_") {
+            if word.starts_with("status_indexer_") && !TRIGGERS.contains(&word) {
                 assert!(
                     declared.iter().any(|name| name == word),
                     "{document}: {word}"

@@ -3,8 +3,7 @@
 use testkit::database::Database;
 
 use super::{
-    check_complete, dump, execute, migrate, migrate_as, number, owner, refused, role, same,
-    succeeded, url_of,
+    check_complete, dump, execute, migrate_as, number, owner, role, same, succeeded, url_of,
 };
 
 #[tokio::test]
@@ -57,25 +56,4 @@ async fn down_leaves_the_database_as_it_was_before_up() {
         }
     }
     succeeded(&migrate_as(&url, &database, &["down"], &[]).await);
-}
-
-#[tokio::test]
-async fn down_keeps_objects_that_depend_on_the_schema_and_can_be_completed_later() {
-    let database = Database::fresh().await;
-    let client = database.client().await;
-    let before = dump(&database).await;
-    succeeded(&migrate(&database, &["up"]).await);
-    execute(
-        &client,
-        "create view public.mine as select * from status_indexer.run_status",
-    )
-    .await;
-    let message = refused(&migrate(&database, &["down"]).await, 1);
-    assert!(message.contains("view public.mine depends on"), "{message}");
-    // The triggers are dropped already, so the column is not valid.
-    let valid = "select count(*) from status_indexer.state where valid_since is not null";
-    assert_eq!(number(&client, valid).await, 0);
-    execute(&client, "drop view mine").await;
-    succeeded(&migrate(&database, &["down"]).await);
-    same(&before, &dump(&database).await);
 }

@@ -3,19 +3,26 @@
 //! Promises that each migration leaves all or nothing of a step, whatever happens to it, and that
 //! `down` leaves the database as it was before `up`.
 
+mod bulk;
 mod concurrency;
 mod down;
+mod dumps;
 mod interruptions;
+mod names;
+mod ownership;
 mod privileges;
+mod publications;
 mod refusals;
 mod tables;
 mod up;
+mod upstream_changes;
 
 use std::process::Output;
 use std::time::Duration;
 
 use testkit::daemon::Launch;
 use testkit::database::Database;
+use testkit::database::connect;
 use tokio_postgres::Client;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -54,19 +61,25 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&both).replace("\\\"", "\"")
 }
 
-/// A dump of the schema, with owners and privileges.
-async fn dump(database: &Database) -> String {
+/// Runs the `pg_dump` of the server's version.
+async fn pg_dump(database: &Database, args: &[&str]) -> Output {
     let client = database.client().await;
     let row = client
         .query_one("select setting from pg_config where name = 'BINDIR'", &[])
         .await
         .expect("the server knows where its programs are");
     let program = format!("{}/pg_dump", row.get::<_, &str>(0));
-    let output = tokio::process::Command::new(program)
-        .args(["--schema-only", "--dbname", database.url()])
+    tokio::process::Command::new(program)
+        .args(args)
         .output()
         .await
-        .expect("pg_dump is installed beside the server");
+        .expect("pg_dump is installed beside the server")
+}
+
+/// A dump of the schema, with owners and privileges.
+async fn dump(database: &Database) -> String {
+    let args = ["--schema-only", "--dbname", database.url()];
+    let output = pg_dump(database, &args).await;
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).expect("the database is UTF-8");
     // Newer versions of pg_dump put a random key around the dump.
@@ -110,6 +123,13 @@ async fn role(database: &Database, name: &str) -> String {
     let client = database.client().await;
     execute(&client, &format!("create role {role} login")).await;
     role
+}
+
+/// A connection of a role.
+async fn client_of(database: &Database, role: &str) -> Client {
+    let mut config = database.config();
+    config.user(role);
+    connect(&config).await
 }
 
 fn url_of(database: &Database, role: &str) -> String {

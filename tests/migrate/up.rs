@@ -49,10 +49,9 @@ async fn up_recreates_dropped_triggers_and_dropped_or_invalid_indexes() {
             false,
         ),
         (
-            "create function public.enqueue_row() returns trigger language plpgsql as 'begin return null; end';
-             drop trigger status_indexer_insert on runs_v3;
+            "drop trigger status_indexer_insert on runs_v3;
              create trigger status_indexer_insert after insert on runs_v3
-               for each row execute function public.enqueue_row()",
+               for each row execute function status_indexer.enqueue_changed()",
             "status_indexer_insert on public.runs_v3: replaced: run `status-indexer migrate up`",
             false,
         ),
@@ -62,7 +61,6 @@ async fn up_recreates_dropped_triggers_and_dropped_or_invalid_indexes() {
         let message = refused(&migrate(&database, &["status"]).await, 1);
         assert!(message.contains(complaint), "{damage}: {message}");
         succeeded(&migrate(&database, &["up"]).await);
-        execute(&client, "drop function if exists public.enqueue_row()").await;
         same(&whole, &dump(&database).await);
         assert_eq!(
             number(&client, valid).await,
@@ -121,8 +119,15 @@ select state from status_indexer.triggers()
         (
             "drop trigger status_indexer_insert on metadata_v3;
              create trigger status_indexer_insert after insert on metadata_v3
-               for each row execute function status_indexer.enqueue_row()",
+               for each row execute function status_indexer.enqueue_run()",
             "replaced",
+        ),
+        (
+            "create function public.enqueue_evidence() returns trigger language plpgsql as 'begin return null; end';
+             drop trigger status_indexer_insert on metadata_v3;
+             create trigger status_indexer_insert after insert on metadata_v3
+               for each row execute function public.enqueue_evidence()",
+            "name taken",
         ),
         (
             "drop trigger status_indexer_insert on metadata_v3;

@@ -91,6 +91,8 @@ impl Playground {
             },
             cutoff_secs: self.cutoff_secs(),
             grant_to: None,
+            grant_dump_to: Vec::new(),
+            allow_publications: false,
         }
     }
 
