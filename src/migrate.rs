@@ -19,7 +19,7 @@ mod tables;
 mod up;
 
 pub use down::down;
-pub use migrator::LOCK_TIMEOUT;
+pub use migrator::{LOCK_TIMEOUT, NEWEST_TESTED_SERVER, OLDEST_SERVER};
 pub use status::status;
 pub use tables::{Table, TableNames, Tables, upstream_notify_triggers};
 pub use up::{Options, up};
