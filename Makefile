@@ -10,10 +10,14 @@ SEED ?=
 # Options for the benchmarks: make bench-latency BENCH='--seconds 60'
 BENCH ?=
 
-.PHONY: help demo test soak lint setup bench
+# The PostgreSQL versions of test-versions, and names or prefixes of its tests; unset: all.
+VERSIONS ?=
+TESTS ?=
+
+.PHONY: help demo test test-versions soak lint setup bench
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 demo: ## Run everything on a private PostgreSQL: make demo [DURATION=20]
 	@.ci/setup
@@ -23,6 +27,10 @@ demo: ## Run everything on a private PostgreSQL: make demo [DURATION=20]
 test: ## Run all tests, on private PostgreSQL servers
 	@.ci/setup test
 	$(CARGO) test --workspace --locked
+
+test-versions: ## Run the tests on each supported version: make test-versions [VERSIONS="12 18"] [TESTS="migrate::"]
+	@.ci/setup versions
+	@VERSIONS='$(VERSIONS)' TESTS='$(TESTS)' .ci/test-versions
 
 soak: ## Run random histories with faults until one fails: make soak [DURATION=600] [SEED=7]
 	@.ci/setup test

@@ -87,7 +87,7 @@ metrics! {
     /// 1 while a condition holds under which statuses may be wrong or late.
     unhealthy: IntGaugeVec("condition"),
     /// 1 while this daemon is the leader and polls the queue, because it has no LISTEN connection.
-    polling: IntGauge,
+    leader_without_listen: IntGauge,
     /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler.
     listener_connected: IntGauge,
     /// LISTEN connections lost and reopened.

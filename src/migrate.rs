@@ -25,7 +25,7 @@ mod up;
 mod view;
 
 pub use down::down;
-pub use migrator::LOCK_TIMEOUT;
+pub use migrator::{LOCK_TIMEOUT, NEWEST_TESTED_SERVER, OLDEST_SERVER};
 pub use status::status;
 pub use tables::{Table, TableNames, Tables, upstream_notify_triggers};
 pub use up::{Options, up};

@@ -18,19 +18,19 @@ pub struct Signals {
     /// To the sampler: the state of the column may have changed.
     pub state_changed: Wakeup,
     busy: Arc<AtomicBool>,
-    polling: Arc<AtomicBool>,
+    unnotified: Arc<AtomicBool>,
 }
 
 impl Signals {
     /// Whether notifications cannot be received, so that the worker polls.
     #[must_use]
-    pub fn is_polling(&self) -> bool {
-        self.polling.load(Ordering::Relaxed)
+    pub fn is_unnotified(&self) -> bool {
+        self.unnotified.load(Ordering::Relaxed)
     }
 
     /// Sets whether notifications can be received.
-    pub fn set_polling(&self, polling: bool) {
-        self.polling.store(polling, Ordering::Relaxed);
+    pub fn set_unnotified(&self, unnotified: bool) {
+        self.unnotified.store(unnotified, Ordering::Relaxed);
     }
 
     /// Whether events arrive fast, so that background work should yield.

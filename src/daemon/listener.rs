@@ -248,7 +248,7 @@ impl Listener {
                 client.query_typed_one(PROBE, &params),
             )
             .await?;
-            let probe = Probe::read(&row)?;
+            let probe = Probe::read(&row, "listener.probe")?;
             stage.succeeded();
             if self.metrics.listener_connected.get() == 0 {
                 self.metrics.listener_connected.set(1);
@@ -279,7 +279,7 @@ impl Listener {
             let sent = Instant::now();
             let params: [Param<'_>; 1] = [(&silence_ms(), Type::INT8)];
             let answer = match self.db.query_one(PROBE_POOL, &params, SHORT).await {
-                Ok(row) => Probe::read(&row),
+                Ok(row) => Probe::read(&row, "listener.probe_pool"),
                 Err(error) => Err(error),
             };
             match answer {
@@ -304,9 +304,9 @@ impl Listener {
     }
 
     /// Leads if this session holds the lock, or if no leader renews its heartbeat.
-    fn take_part(&self, probe: &Probe, polling: bool, probes: &Probes) {
+    fn take_part(&self, probe: &Probe, unnotified: bool, probes: &Probes) {
         if probe.locked || !probe.leader_is_alive {
-            self.lead(polling);
+            self.lead(unnotified);
         } else {
             self.resign();
         }
@@ -323,26 +323,29 @@ impl Listener {
         }
     }
 
-    fn lead(&self, polling: bool) {
-        self.signals.set_polling(polling);
-        let was_polling = self.metrics.polling.get() == 1;
-        self.metrics.polling.set(polling.into());
+    fn lead(&self, unnotified: bool) {
+        self.signals.set_unnotified(unnotified);
+        let was_unnotified = self.metrics.leader_without_listen.get() == 1;
+        self.metrics.leader_without_listen.set(unnotified.into());
         if self.leadership.is_leading() {
-            if polling != was_polling {
-                tracing::info!(polling, "leading in another mode");
+            if unnotified != was_unnotified {
+                tracing::info!(
+                    listen = !unnotified,
+                    "leading, with or without a LISTEN connection"
+                );
                 self.signals.wakeup.notify();
             }
             return;
         }
         self.leadership.begin();
         self.metrics.leader.set(1);
-        tracing::info!(polling, "leading");
+        tracing::info!(listen = !unnotified, "leading");
         self.signals.wakeup.notify();
     }
 
     fn resign(&self) {
-        self.signals.set_polling(false);
-        self.metrics.polling.set(0);
+        self.signals.set_unnotified(false);
+        self.metrics.leader_without_listen.set(0);
         self.metrics.leader.set(0);
         if self.leadership.resign() {
             tracing::info!("no longer leading");
@@ -383,7 +386,7 @@ struct Probe {
 }
 
 impl Probe {
-    fn read(row: &tokio_postgres::Row) -> Result<Self, Error> {
+    fn read(row: &tokio_postgres::Row, statement: &'static str) -> Result<Self, Error> {
         let read = || {
             Ok(Self {
                 clock_secs: row.try_get("clock_secs")?,
@@ -393,7 +396,7 @@ impl Probe {
             })
         };
         read().map_err(|source: tokio_postgres::Error| Error::Answer {
-            statement: "listener.probe",
+            statement,
             source: source.into(),
         })
     }

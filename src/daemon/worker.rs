@@ -183,7 +183,7 @@ impl Worker {
         if !drained.applied.skipped.is_empty() {
             return polling.locked.next_wait();
         }
-        let limit = if self.signals.is_polling() {
+        let limit = if self.signals.is_unnotified() {
             UNNOTIFIED_POLL
         } else {
             IDLE_POLL

@@ -23,7 +23,7 @@ pub(super) async fn ready(State(metrics): State<Metrics>) -> impl IntoResponse {
     let body = json!({
         "ready": missing.is_empty(),
         "leader": metrics.leader.get() == 1,
-        "polling": metrics.polling.get() == 1,
+        "listen": metrics.listener_connected.get() == 1,
         "missing": missing,
     });
     (code, Json(body))

@@ -84,9 +84,14 @@ fn headline(metrics: &Metrics) -> (&'static str, String) {
         };
         return (tone, format!("Not ready: {}", unmet.join("; ")));
     }
-    let text = match (is_set(&metrics.leader), is_set(&metrics.polling)) {
+    let text = match (
+        is_set(&metrics.leader),
+        is_set(&metrics.leader_without_listen),
+    ) {
         (true, false) => "Valid: the column is current and this daemon maintains it",
-        (true, true) => "Valid: the column is current and this daemon maintains it by polling",
+        (true, true) => {
+            "Valid: the column is current and this daemon maintains it without LISTEN, by polling"
+        }
         (false, _) => "Valid: the column is current; this daemon is a follower",
     };
     ("good", text.to_owned())

@@ -25,8 +25,11 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The time between two log lines about the same wait.
 pub(super) const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The oldest supported server, as `server_version_num`.
-const MIN_SERVER_VERSION: i32 = 120_000;
+/// The oldest supported server, a major version.
+pub const OLDEST_SERVER: i32 = 12;
+
+/// The newest server that `make test-versions` tests, a major version. Newer ones are not refused.
+pub const NEWEST_TESTED_SERVER: i32 = 18;
 
 /// The error of a migrator that was asked to stop.
 pub(super) const STOPPED: &str = "stopped: run the same command again to continue";
@@ -161,14 +164,25 @@ async fn check_server_version(client: &Client) -> anyhow::Result<()> {
     const SERVER_VERSION: &str = "\
 -- migrate.server_version
 select current_setting('server_version_num')::integer";
-    let version: i32 = query_one(client, SERVER_VERSION, &[]).await?.get(0);
-    ensure!(
-        version >= MIN_SERVER_VERSION,
-        "the server is PostgreSQL {}: upgrade it to version {} or later",
-        version / 10_000,
-        MIN_SERVER_VERSION / 10_000
-    );
+    let number: i32 = query_one(client, SERVER_VERSION, &[]).await?.get(0);
+    if let Some(warning) = untested(number / 10_000)? {
+        tracing::warn!("{warning}");
+    }
     Ok(())
+}
+
+/// What to log about a server of this major version, which is an error if it is too old.
+fn untested(major: i32) -> anyhow::Result<Option<String>> {
+    ensure!(
+        major >= OLDEST_SERVER,
+        "the server is PostgreSQL {major}: upgrade it to version {OLDEST_SERVER} or later"
+    );
+    Ok((major > NEWEST_TESTED_SERVER).then(|| {
+        format!(
+            "not tested with PostgreSQL {major}: the tested versions are {OLDEST_SERVER} to \
+             {NEWEST_TESTED_SERVER}"
+        )
+    }))
 }
 
 /// Whether a lock was not granted in time, or the server ended a deadlock by cancelling this
@@ -178,4 +192,24 @@ fn is_lock_conflict(error: &tokio_postgres::Error) -> bool {
         error.code(),
         Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::untested;
+
+    #[test]
+    fn older_servers_are_refused_and_newer_ones_only_reported() {
+        let refusal = untested(11).expect_err("it is too old").to_string();
+        assert!(refusal.contains("upgrade it to version 12"), "{refusal}");
+        for tested in 12..=18 {
+            assert_eq!(untested(tested).expect("it is supported"), None);
+        }
+        let warning = untested(19).expect("it is not refused");
+        let warning = warning.expect("it is not tested");
+        assert!(
+            warning.starts_with("not tested with PostgreSQL 19"),
+            "{warning}"
+        );
+    }
 }

@@ -14,7 +14,9 @@ use super::{logged, set_up_run};
 async fn no_connection_to_a_standby_is_used_or_kept() {
     let server = start().await;
     let database = Database::on(&server).await;
-    let standby = Standby::of(&server).await;
+    let Some(standby) = Standby::of(&server).await else {
+        return;
+    };
     let standby_port = standby.url("postgres").parse::<Config>();
     let standby_port = standby_port.expect("a URI").get_ports()[0];
     let proxy = Proxy::to(server.address()).await;

@@ -11,6 +11,7 @@ use tokio::process::Command;
 use crate::docs::{path, text};
 use testkit::daemon::Launch;
 use testkit::database::Database;
+use testkit::requirement::left_out;
 use testkit::wait::eventually_eq;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,7 +27,7 @@ fn there(program: &str) -> bool {
         .stderr(Stdio::null())
         .status();
     if answer.is_err() {
-        eprintln!("{program} is not there: not tried");
+        left_out(&format!("needs {program}"));
     }
     answer.is_ok()
 }

@@ -1,13 +1,14 @@
 //! The documents against the code: their statements are true, and they use standard terms.
 //!
 //! Owns no behaviour. [`tables`] holds the generated tables to the code, [`commands`] the commands that
-//! are shown, [`links`] files and headings, [`language`] the words. The readers of files and flags here
-//! also serve the tests of `deploy/`.
+//! are shown, [`links`] files and headings, [`versions`] those of PostgreSQL, [`language`]
+//! the words. The readers of files and flags here also serve the tests of `deploy/`.
 
 mod commands;
 mod language;
 mod links;
 mod tables;
+mod versions;
 
 use std::path::{Path, PathBuf};
 

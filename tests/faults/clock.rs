@@ -11,6 +11,7 @@ use super::run;
 use testkit::daemon::Launch;
 use testkit::database::{Database, connect, shared};
 use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::requirement::left_out;
 use testkit::wait::eventually;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -244,7 +245,7 @@ fn open(path: &Path, mode: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_status_follows_a_step_of_the_databases_clock() {
     if !cfg!(target_os = "linux") {
-        println!("only Linux lets a library be put under a program that does not ask for it");
+        left_out("only Linux lets a library be put under a program that does not ask for it");
         return;
     }
     let stepped = SteppedClock::start().await;

@@ -9,6 +9,7 @@ use super::{command, migrate, queued, run};
 use testkit::daemon::Launch;
 use testkit::database::Database;
 use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::requirement::server_since;
 use testkit::wait::eventually;
 use testkit::writer::Writer;
 
@@ -231,9 +232,7 @@ select pg_notify('elsewhere', n || repeat('x', 7000))
 /// GB.
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_succeed_with_a_full_notification_queue_and_statuses_follow() {
-    let shared = testkit::database::shared().await;
-    if shared.major() < 17 {
-        println!("not on PostgreSQL {}", shared.version());
+    if !server_since(17, "max_notify_queue_pages").await {
         return;
     }
     let options = Options::default().set("max_notify_queue_pages", "64");

@@ -137,7 +137,7 @@ impl Drop for Database {
         let Some(admin) = self.admin.take() else {
             return;
         };
-        let statement = format!("drop database if exists {} with (force)", self.name);
+        let name = std::mem::take(&mut self.name);
         // The test's runtime may be executing this: the drop needs another.
         let dropper = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -145,7 +145,7 @@ impl Drop for Database {
                 .build()?;
             runtime.block_on(async {
                 let client = connect(&admin).await;
-                tokio::time::timeout(Duration::from_secs(5), client.batch_execute(&statement)).await
+                tokio::time::timeout(Duration::from_secs(5), drop_database(&client, &name)).await
             })??;
             anyhow::Ok(())
         });
@@ -166,6 +166,24 @@ pub async fn connect(config: &Config) -> Client {
     // It ends with an error when the test kills the server; the client reports that as well.
     tokio::spawn(async { drop(connection.await) });
     client
+}
+
+/// Drops a database and ends the sessions in it. Before PostgreSQL 13, `drop database` itself cannot
+/// end them.
+///
+/// # Errors
+/// When there is no such database, or its sessions do not end.
+pub async fn drop_database(admin: &Client, name: &str) -> Result<(), tokio_postgres::Error> {
+    const END_SESSIONS: &str = "\
+select pg_terminate_backend(pid)
+  from pg_stat_activity
+ where datname = $1";
+    // A daemon that still runs would connect again.
+    let close = format!("alter database {name} allow_connections false");
+    admin.batch_execute(&close).await?;
+    admin.execute(END_SESSIONS, &[&name]).await?;
+    // Waits up to five seconds for the sessions to end.
+    admin.batch_execute(&format!("drop database {name}")).await
 }
 
 async fn create(server: &Postgres, name: &str, template: &str) {

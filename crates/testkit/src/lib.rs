@@ -12,7 +12,7 @@
 //!   and [`clients`] simulates whole runs, for the demo.
 //! - [`oracle`] is the definition a second time, in plain Rust; [`history`] generates random
 //!   histories with faults and checks them by it; `src/bin/soak.rs` does that without end.
-//! - [`seed`] repeats a random test.
+//! - [`seed`] repeats a random test; [`requirement`] reports what this machine or server cannot test.
 
 pub mod clients;
 pub mod daemon;
@@ -26,6 +26,7 @@ pub mod process;
 pub mod product;
 pub mod proxy;
 pub mod random_writers;
+pub mod requirement;
 pub mod seed;
 pub mod standby;
 pub mod wait;

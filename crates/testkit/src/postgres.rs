@@ -185,6 +185,15 @@ impl Postgres {
         &self.programs
     }
 
+    /// A client program, such as `pg_dump`, that works with this server.
+    ///
+    /// # Errors
+    /// When this machine has none: the text says which one is needed.
+    pub fn client_program(&self, name: &str) -> Result<PathBuf, String> {
+        programs::find_client(name, &self.programs, self.major())
+            .ok_or_else(|| format!("needs {name} of PostgreSQL {} or later", self.major()))
+    }
+
     /// The server's private directory: data, log and socket.
     pub fn directory(&self) -> &Path {
         self.home.path()

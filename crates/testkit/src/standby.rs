@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio_postgres::Client;
 
 use crate::database::connect;
+use crate::requirement::left_out;
 use crate::wait::eventually;
 
 /// A running standby.
@@ -23,19 +24,23 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// A standby of this server.
+    /// A standby of this server. Without a suitable `pg_basebackup` on this machine there is none,
+    /// and the rest of the test is reported as left out.
     ///
     /// # Panics
     /// If it cannot be started.
-    pub async fn of(primary: &Postgres) -> Self {
+    pub async fn of(primary: &Postgres) -> Option<Self> {
+        let copier = primary
+            .client_program("pg_basebackup")
+            .inspect_err(|reason| left_out(reason))
+            .ok()?;
         let directory = tempfile::tempdir().expect("a temporary directory");
         // The server may run as another user.
         mode(directory.path());
-        let real = primary.programs().display();
+        let (copier, real) = (copier.display(), primary.programs().display());
         let (host, port) = (primary.host(), primary.port());
-        let copy = format!(
-            "exec {real}/pg_basebackup -D \"$2\" -R -X stream -c fast -h {host} -p {port} -U postgres"
-        );
+        let copy =
+            format!("exec {copier} -D \"$2\" -R -X stream -c fast -h {host} -p {port} -U postgres");
         program(directory.path(), "initdb", &copy);
         let serve = format!("exec {real}/postgres \"$@\"");
         program(directory.path(), "postgres", &serve);
@@ -43,12 +48,12 @@ impl Standby {
             programs: Some(directory.path().to_owned()),
             ..Options::default()
         };
-        Self {
+        Some(Self {
             server: Postgres::start(options)
                 .await
                 .expect("a standby of our own"),
             _programs: directory,
-        }
+        })
     }
 
     /// A connection URI of the superuser.

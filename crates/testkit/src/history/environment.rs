@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use super::flow_model::FlowModel;
 use super::step::Fault;
 use crate::daemon::{Daemon, Launch};
-use crate::database::{Database, connect, shared};
+use crate::database::{Database, connect, drop_database, shared};
 use crate::proxy::Proxy;
 
 /// Connections that write: as many histories of a round are written at the same time.
@@ -168,11 +168,8 @@ impl Environment {
             daemon.kill9().await;
         }
         let admin = connect(&self.server.config("postgres")).await;
-        let drop = format!("drop database {} with (force)", self.database.name());
-        admin
-            .batch_execute(&drop)
-            .await
-            .expect("the database is ours");
+        let dropped = drop_database(&admin, self.database.name()).await;
+        dropped.expect("the database is ours");
     }
 
     /// Deletes what was written, so that it is not checked again. New flows have other names.

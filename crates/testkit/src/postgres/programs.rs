@@ -1,8 +1,9 @@
-//! Finds PostgreSQL's server programs on this machine.
+//! Finds PostgreSQL's programs on this machine.
 //!
 //! Owns the order of the search: `STATUS_INDEXER_PG_BIN`, then PATH, then `pg_config`, then the
 //! directories that packages use, newest version first. Promises a directory with both `initdb` and
-//! `postgres`, or an error that says what to install. `.ci/setup` searches in the same order.
+//! `postgres`, or an error that says what to install. `.ci/setup` searches in the same order. A
+//! server's directory may lack the client programs: [`find_client`] searches the other places too.
 
 use std::env;
 use std::ffi::OsStr;
@@ -69,17 +70,45 @@ fn by_pg_config() -> Option<PathBuf> {
 }
 
 fn in_usual_directories() -> Option<PathBuf> {
-    USUAL.iter().find_map(|(parent, beginning, rest)| {
+    usual_directories().find(|directory| complete(directory))
+}
+
+/// The directories of packages that are installed, newest version first.
+fn usual_directories() -> impl Iterator<Item = PathBuf> {
+    USUAL.iter().flat_map(|(parent, beginning, rest)| {
         let mut versions: Vec<(u32, PathBuf)> = fs::read_dir(parent)
-            .ok()?
+            .into_iter()
+            .flatten()
             .filter_map(Result::ok)
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(beginning))
             .map(|entry| (version(&entry.file_name()), entry.path().join(rest)))
-            .filter(|(_, directory)| complete(directory))
             .collect();
         versions.sort();
-        versions.pop().map(|(_, directory)| directory)
+        versions.into_iter().rev().map(|(_, directory)| directory)
     })
+}
+
+/// A client program that works with a server of this major version: beside the server, or any on
+/// this machine that is not older, because client programs refuse newer servers.
+pub(super) fn find_client(name: &str, server: &Path, major: u32) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    std::iter::once(server.to_owned())
+        .chain(usual_directories())
+        .chain(env::split_paths(&path))
+        .map(|directory| directory.join(name))
+        .find(|program| client_version(program).is_some_and(|version| version >= major))
+}
+
+/// The major version of a client program, which prints `pg_dump (PostgreSQL) 15.8`.
+fn client_version(program: &Path) -> Option<u32> {
+    let output = Command::new(program)
+        .arg("--version")
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    Some(version(OsStr::new(&*String::from_utf8_lossy(
+        &output.stdout,
+    ))))
 }
 
 /// The number in a name such as `15`, `pgsql-16` or `postgresql@17`; 0 without one.
@@ -109,6 +138,20 @@ mod tests {
         let names = ["9.6", "10", "pgsql-16", "postgresql@17", "postgresql"];
         let versions: Vec<u32> = names.iter().map(|name| version(OsStr::new(name))).collect();
         assert_eq!(versions, [9, 10, 16, 17, 0]);
+    }
+
+    #[test]
+    fn a_client_program_is_not_older_than_its_server() {
+        let server = tempfile::tempdir().expect("a temporary directory");
+        let program = server.path().join("pg_example");
+        let script = "#!/bin/sh\necho 'pg_example (PostgreSQL) 16.4 (Debian 16.4-1)'\n";
+        fs::write(&program, script).expect("a fresh file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&program, mode).expect("the file is ours");
+        let found = |major| find_client("pg_example", server.path(), major);
+        assert_eq!(found(12), Some(program.clone()));
+        assert_eq!(found(16), Some(program.clone()));
+        assert_eq!(found(17), None);
     }
 
     #[test]
