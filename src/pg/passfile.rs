@@ -1,9 +1,12 @@
 //! Password files, in the format of libpq's `.pgpass`.
 //!
-//! A file that other users can read is ignored with a warning, as libpq ignores it.
+//! A file that other users can read is ignored, as libpq ignores it. The file is read for each
+//! connection; the warning about its type or its permissions is logged once for each path.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use secrecy::SecretString;
 
@@ -16,18 +19,21 @@ pub(crate) struct Key<'a> {
     pub(crate) user: &'a str,
 }
 
+/// The warnings that were logged, each with the path of its file.
+static WARNED: Mutex<BTreeSet<(PathBuf, &str)>> = Mutex::new(BTreeSet::new());
+
 /// The password of the first line that matches.
 pub(crate) fn find(path: &Path, key: &Key<'_>) -> Option<SecretString> {
     let metadata = std::fs::metadata(path).ok()?;
     if !metadata.is_file() {
-        tracing::warn!(path = %path.display(), "ignoring the password file: it is not a plain file");
+        warn_once(path, "ignoring the password file: it is not a plain file");
         return None;
     }
     if metadata.permissions().mode() & 0o077 != 0 {
-        tracing::warn!(
-            path = %path.display(),
+        warn_once(
+            path,
             "ignoring the password file: group or others can access it; its permissions must be \
-             0600 or less"
+             0600 or less",
         );
         return None;
     }
@@ -38,6 +44,18 @@ pub(crate) fn find(path: &Path, key: &Key<'_>) -> Option<SecretString> {
             None
         }
     }
+}
+
+fn warn_once(path: &Path, warning: &'static str) {
+    if is_first(path, warning) {
+        tracing::warn!(path = %path.display(), "{warning}");
+    }
+}
+
+/// Whether this is the first time that this warning concerns this file.
+fn is_first(path: &Path, warning: &'static str) -> bool {
+    let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+    warned.insert((path.to_owned(), warning))
 }
 
 fn password(line: &str, key: &Key<'_>) -> Option<SecretString> {
@@ -140,5 +158,14 @@ mod tests {
         }
         assert!(find(directory.path(), &KEY).is_none());
         assert!(find(&directory.path().join("absent"), &KEY).is_none());
+    }
+
+    #[test]
+    fn a_warning_is_logged_once_for_each_path() {
+        let (one, other) = (Path::new("/absent/one"), Path::new("/absent/other"));
+        assert!(is_first(one, "permissions"));
+        assert!(!is_first(one, "permissions"));
+        assert!(is_first(other, "permissions"));
+        assert!(is_first(one, "type"));
     }
 }
