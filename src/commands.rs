@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{DatabaseArgs, DefinitionArgs, TableArgs};
 use crate::exit::Failure;
-use crate::pg::{Connector, SessionProfile};
+use crate::pg::Connector;
 use crate::wait;
 
 /// The options of every command that connects to a database.
@@ -40,11 +40,10 @@ impl WaitArgs {
     async fn for_connection(
         &self,
         connector: &Connector,
-        profile: SessionProfile,
         stop: &CancellationToken,
     ) -> anyhow::Result<bool> {
         let limit = Duration::from_secs(self.wait);
-        wait::for_connection(connector, profile, limit, stop).await
+        wait::for_connection(connector, limit, stop).await
     }
 }
 

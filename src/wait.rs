@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::error::{Error, Remedy, chain, remedy_of};
-use crate::pg::{Connector, SessionProfile};
+use crate::pg::Connector;
 
 /// Repeats an attempt until it succeeds; none if stopped before. `limit` is the maximum time of all
 /// attempts.
@@ -60,18 +60,18 @@ where
     }
 }
 
-/// Waits until a connection can be opened; false if stopped before.
+/// Waits until a connection to the primary can be opened; false if stopped before. Sets nothing in the
+/// session, which may be a pooler's.
 ///
 /// # Errors
 /// As [`until_available`].
 pub(crate) async fn for_connection(
     connector: &Connector,
-    profile: SessionProfile,
     limit: Duration,
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
     let attempt = || async {
-        let connected = stop.run_until_cancelled(connector.connect(profile)).await;
+        let connected = stop.run_until_cancelled(connector.connect_bare()).await;
         match connected {
             Some(Ok(_)) => Ok(()),
             Some(Err(error)) => Err(error.into()),

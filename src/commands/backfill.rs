@@ -76,10 +76,7 @@ impl SpeedArgs {
 /// If the database cannot be reached, or a call fails; run it again to resume.
 pub async fn backfill(args: BackfillArgs, stop: &CancellationToken) -> Result<Exit, Failure> {
     let connector = args.connection.connector()?;
-    let wait = args
-        .wait
-        .for_connection(&connector, SessionProfile::Bulk, stop);
-    if !wait.await? {
+    if !args.wait.for_connection(&connector, stop).await? {
         return Ok(Exit::Failure);
     }
     let complete = complete(&connector, &args.speed, stop).await?;

@@ -7,7 +7,6 @@ use super::{ConnectionArgs, WaitArgs};
 use crate::exit::{Exit, Failure};
 use crate::migrate;
 use crate::output::print;
-use crate::pg::SessionProfile;
 
 /// `migrate`
 #[derive(Debug, Args)]
@@ -72,10 +71,7 @@ pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit
         )));
     }
     if direction != Direction::Status {
-        let wait = args
-            .wait
-            .for_connection(&connector, SessionProfile::Migration, stop);
-        if !wait.await? {
+        if !args.wait.for_connection(&connector, stop).await? {
             return Ok(Exit::Failure);
         }
     }

@@ -15,10 +15,6 @@ fn the_supported_versions_are_those_that_are_tested() {
             format!("VERSIONS = range({oldest}, {})\n", newest + 1),
         ),
         (
-            ".ci/run",
-            format!(".ci/postgres-versions {oldest} {newest})"),
-        ),
-        (
             ".github/workflows/ci.yml",
             format!("postgresql: [{}]\n", matrix.join(", ")),
         ),
