@@ -21,7 +21,8 @@ use crate::scan::{
 use crate::signals::Signals;
 use crate::status::RunKey;
 use crate::store::{
-    Compared, DEADLINE_SLACK, Detail, Difference, Explained, MAX_BATCH, State, Store,
+    Compared, DEADLINE_SLACK, Detail, Difference, Explained, MAX_BATCH, Obstacle, ObstacleKind,
+    State, Store,
 };
 
 /// A reconciliation pass pauses 49 times as long as it works, whatever its rate: at most 2 % of a
@@ -126,9 +127,7 @@ impl Reconciler {
         self.signals.state_changed.notify();
         if !state.valid {
             if !state.obstacles.is_empty() {
-                // The sampler reports them. Events of runs before the checkpoint may have been
-                // lost.
-                return self.store.restart_backfill(state.generation).await;
+                return self.work_around(&state, term).await;
             }
             if !self.backfill(&state, term).await? {
                 return Ok(());
@@ -188,26 +187,30 @@ impl Reconciler {
             .then_some(MAX_WRITES_WITH_UPSTREAM_NOTIFY)
     }
 
+    /// While there is an obstacle, the column cannot become valid; the sampler reports it. Events may be
+    /// lost, so a scan corrects what can be seen. The next backfill begins at the first run.
+    async fn work_around(&self, state: &State, term: &Term) -> Result<(), Error> {
+        self.store.restart_backfill(state.generation).await?;
+        let hidden = |obstacle: &Obstacle| obstacle.kind == ObstacleKind::RowsHidden;
+        if state.obstacles.iter().any(hidden) {
+            return Ok(());
+        }
+        let batches = Batches::after(&self.store, None, BATCH, Detail::Reasons);
+        let scan = Scan::new(batches).at(self.pace());
+        scan.run(term, &mut Repair::new(self)).await.map(drop)
+    }
+
     /// One reconciliation pass, from the checkpoint to the last run.
     async fn reconcile(&self, state: &State, term: &Term) -> Result<(), Error> {
         let position = state.scan_position.clone();
         let whole = position.is_none();
-        let pace = Pace {
-            max_rate: Some(self.rate),
-            max_writes: self.max_writes(),
-            pause_parts: PAUSE_PARTS,
-            yield_to: Some(self.signals.clone()),
-            ..Pace::default()
-        };
         let batches = Batches::after(&self.store, position, BATCH, Detail::Reasons);
-        let scan =
-            Scan::new(batches)
-                .at(pace)
-                .with_checkpoint(&self.store, state, CHECKPOINT_INTERVAL);
-        let mut repair = Repair {
-            reconciler: self,
-            found: Found::default(),
-        };
+        let scan = Scan::new(batches).at(self.pace()).with_checkpoint(
+            &self.store,
+            state,
+            CHECKPOINT_INTERVAL,
+        );
+        let mut repair = Repair::new(self);
         let end = scan.run(term, &mut repair).await?;
         if let End::Complete { at_secs } = end
             && self.store.complete_scan(state.generation).await?
@@ -215,6 +218,16 @@ impl Reconciler {
             self.report(at_secs, whole, &repair.found);
         }
         Ok(())
+    }
+
+    fn pace(&self) -> Pace {
+        Pace {
+            max_rate: Some(self.rate),
+            max_writes: self.max_writes(),
+            pause_parts: PAUSE_PARTS,
+            yield_to: Some(self.signals.clone()),
+            ..Pace::default()
+        }
     }
 
     fn report(&self, at_secs: f64, whole: bool, found: &Found) {
@@ -273,6 +286,15 @@ impl Reconciler {
 struct Repair<'a> {
     reconciler: &'a Reconciler,
     found: Found,
+}
+
+impl<'a> Repair<'a> {
+    fn new(reconciler: &'a Reconciler) -> Self {
+        Self {
+            reconciler,
+            found: Found::default(),
+        }
+    }
 }
 
 impl Handler for Repair<'_> {

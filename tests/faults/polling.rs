@@ -10,7 +10,7 @@ use testkit::drift::{eventually_no_drift, eventually_status};
 use testkit::proxy::Proxy;
 use testkit::wait::{eventually, eventually_some};
 
-use super::{leads, named};
+use super::{command, leads, named};
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -70,9 +70,12 @@ select pid
 async fn a_slow_server_has_a_leader() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
+    command(&database, "migrate up").await;
     let proxy = Proxy::to(shared().await.address()).await;
     proxy.delay(Duration::from_millis(900));
-    let daemon = Launch::through(&database, proxy.address()).spawn();
+    let daemon = Launch::through(&database, proxy.address())
+        .args(&["run", "--metrics-listen", "127.0.0.1:0"])
+        .spawn();
     eventually(TIMEOUT, "it leads", async || leads(&daemon).await).await;
     writer.insert_flow("F").await;
     let now = writer.now_ms().await;
