@@ -70,10 +70,8 @@ pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit
             "--grant-to is an option of `migrate up`; `migrate down` revokes all that was granted"
         )));
     }
-    if direction != Direction::Status {
-        if !args.wait.for_connection(&connector, stop).await? {
-            return Ok(Exit::Failure);
-        }
+    if direction != Direction::Status && !args.wait.for_connection(&connector, stop).await? {
+        return Ok(Exit::Failure);
     }
     match direction {
         Direction::Up => {
