@@ -59,6 +59,14 @@ impl Health {
         }
     }
 
+    /// Sets a condition that the daemon itself is about to end, as its first backfill does: a
+    /// warning where [`Health::set`] logs an error.
+    pub(crate) fn set_transient(&self, condition: Condition, reason: &str) {
+        if !self.metrics.set_condition(condition, Some(reason)) {
+            tracing::warn!(condition = condition.name(), reason, "not healthy yet");
+        }
+    }
+
     /// Sets the condition of the stages, from what they have reported. Called at an interval.
     pub(crate) fn check_stages(&self) {
         let failing = self.lock();

@@ -95,27 +95,30 @@ impl Sampler {
         if valid && !state.obstacles.is_empty() && self.store.invalidate().await.is_ok() {
             valid = false;
         }
-        self.set_valid(
-            valid,
-            "the column is not valid: the backfill is not complete",
-        );
+        self.metrics.valid.set(valid.into());
+        if valid {
+            self.health.set(Condition::ColumnInvalid, None);
+        } else {
+            // The daemon's backfill ends it. What only an operator can mend was logged above.
+            self.health.set_transient(
+                Condition::ColumnInvalid,
+                "the column is not valid: the backfill is not complete",
+            );
+        }
     }
 
     /// Handles a state that cannot be read.
     fn observe_missing(&self, error: &Error) {
         // Objects were removed, or a restore left them out: the column is not maintained.
         if error.remedy() == Remedy::Migrate {
-            self.set_valid(
-                false,
-                "the column is not valid: objects of the indexer are missing, run `status-indexer \
-                 migrate up`",
+            self.metrics.valid.set(0);
+            self.health.set(
+                Condition::ColumnInvalid,
+                Some(
+                    "the column is not valid: objects of the indexer are missing, run \
+                     `status-indexer migrate up`",
+                ),
             );
         }
-    }
-
-    fn set_valid(&self, valid: bool, reason: &str) {
-        self.metrics.valid.set(valid.into());
-        self.health
-            .set(Condition::ColumnInvalid, (!valid).then_some(reason));
     }
 }
