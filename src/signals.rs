@@ -28,9 +28,9 @@ impl Signals {
         self.unnotified.load(Ordering::Relaxed)
     }
 
-    /// Sets whether notifications can be received.
-    pub fn set_unnotified(&self, unnotified: bool) {
-        self.unnotified.store(unnotified, Ordering::Relaxed);
+    /// Sets whether notifications cannot be received; returns the former value.
+    pub fn set_unnotified(&self, unnotified: bool) -> bool {
+        self.unnotified.swap(unnotified, Ordering::Relaxed)
     }
 
     /// Whether events arrive fast, so that background work should yield.

@@ -19,7 +19,7 @@ use crate::signals::Signals;
 use crate::status::Status;
 use crate::store::{State, Store};
 
-/// How often progress is logged where there is no terminal.
+/// How often progress is logged if the output is not a terminal.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// `backfill`

@@ -83,10 +83,8 @@ impl Health {
     /// The reporter of one stage, whose retries wait from `first` to `ceiling`.
     pub(crate) fn stage(&self, name: &'static str, first: Duration, ceiling: Duration) -> Stage {
         Stage {
-            name,
             health: Some(self.clone()),
-            backoff: Backoff::new(first, ceiling),
-            reported: None,
+            ..Stage::optional(name, first, ceiling)
         }
     }
 

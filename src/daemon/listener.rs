@@ -9,8 +9,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -98,7 +97,7 @@ select set_config(name, '60s', false) from pg_settings where name = 'idle_sessio
 pub(crate) struct Listener {
     /// Opens the session.
     pub(crate) connector: Connector,
-    /// For probes while there is no session.
+    /// For probes while the session is missing.
     pub(crate) db: Db,
     /// The leadership that this daemon wins and loses.
     pub(crate) leadership: Leadership,
@@ -113,41 +112,42 @@ pub(crate) struct Listener {
 
 /// The state that both kinds of probes share.
 #[derive(Debug)]
-struct Probes {
-    clock: Mutex<ClockWatch>,
-    /// Since when there is no session; none while there is one.
-    unlistened_since: Mutex<Option<Instant>>,
+struct Probes(Mutex<Seen>);
+
+/// What the probes have seen so far.
+#[derive(Debug)]
+struct Seen {
+    clock: ClockWatch,
+    /// The time since which the session is missing; none while there is one.
+    unlistened_since: Option<Instant>,
     /// When a leader was last known to work: this daemon or another.
-    led_at: Mutex<Instant>,
+    led_at: Instant,
 }
 
 impl Probes {
     fn new() -> Self {
-        Self {
-            clock: Mutex::default(),
-            unlistened_since: Mutex::new(Some(Instant::now())),
-            led_at: Mutex::new(Instant::now()),
-        }
+        Self(Mutex::new(Seen {
+            clock: ClockWatch::default(),
+            unlistened_since: Some(Instant::now()),
+            led_at: Instant::now(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_listening(&self, listening: bool) {
-        let mut since = self
-            .unlistened_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *since = if listening {
+        let mut seen = self.lock();
+        seen.unlistened_since = if listening {
             None
         } else {
-            since.or_else(|| Some(Instant::now()))
+            seen.unlistened_since.or_else(|| Some(Instant::now()))
         };
     }
 
     fn unlistened_for(&self) -> Option<Duration> {
-        let since = self
-            .unlistened_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        since.map(|since| since.elapsed())
+        self.lock().unlistened_since.map(|since| since.elapsed())
     }
 }
 
@@ -263,8 +263,8 @@ impl Listener {
         }
     }
 
-    /// Probes through the pool while there is no session. Behind a transaction pooler there is
-    /// never one, and every daemon leads: that costs more, and the statuses are correct.
+    /// Probes through the pool while the session is missing. Behind a transaction pooler it always
+    /// is, and every daemon leads: that costs more, and the statuses are correct.
     async fn probe_pool(&self, probes: &Probes) -> Infallible {
         let mut ticks = interval(PROBE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -278,11 +278,8 @@ impl Listener {
             }
             let sent = Instant::now();
             let params: [Param<'_>; 1] = [(&silence_ms(), Type::INT8)];
-            let answer = match self.db.query_one(PROBE_POOL, &params, SHORT).await {
-                Ok(row) => Probe::read(&row, "listener.probe_pool"),
-                Err(error) => Err(error),
-            };
-            match answer {
+            let answer = self.db.query_one(PROBE_POOL, &params, SHORT).await;
+            match answer.and_then(|row| Probe::read(&row, "listener.probe_pool")) {
                 Ok(mut probe) => {
                     self.observe(&probe, sent, probes);
                     if pooled {
@@ -310,13 +307,13 @@ impl Listener {
         } else {
             self.resign();
         }
-        *probes.led_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        probes.lock().led_at = Instant::now();
         self.health.set(Condition::NoLeader, None);
     }
 
     /// Called at each tick: sets the condition if no probe has succeeded for [`LEADERLESS_AFTER`].
     fn check_leader(&self, probes: &Probes) {
-        let led_at = *probes.led_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let led_at = probes.lock().led_at;
         if led_at.elapsed() > LEADERLESS_AFTER {
             let reason = format!("no leader is known for {} s", LEADERLESS_AFTER.as_secs());
             self.health.set(Condition::NoLeader, Some(&reason));
@@ -324,8 +321,7 @@ impl Listener {
     }
 
     fn lead(&self, unnotified: bool) {
-        self.signals.set_unnotified(unnotified);
-        let was_unnotified = self.metrics.leader_without_listen.get() == 1;
+        let was_unnotified = self.signals.set_unnotified(unnotified);
         self.metrics.leader_without_listen.set(unnotified.into());
         if self.leadership.is_leading() {
             if unnotified != was_unnotified {
@@ -358,9 +354,7 @@ impl Listener {
         if probe.queue_usage >= NOTIFY_QUEUE_FULL {
             self.signals.wakeup.notify();
         }
-        let mut clock = probes.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        let step = clock.step(probe.clock_secs, sent);
-        drop(clock);
+        let step = probes.lock().clock.step(probe.clock_secs, sent);
         if let Some(step_secs) = step {
             tracing::warn!(
                 step_secs,

@@ -147,7 +147,7 @@ impl Db {
     /// Runs one statement as a transaction of its own and returns its rows.
     ///
     /// # Errors
-    /// If there is no connection, the server refuses the statement, or no answer comes in time.
+    /// If no connection can be had, the server refuses the statement, or the answer takes too long.
     pub async fn query(
         &self,
         sql: &'static str,

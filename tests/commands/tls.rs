@@ -1,68 +1,32 @@
 //! TLS to the server, by libpq's modes.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 
 use testkit::daemon::Launch;
 use testkit::database::Database;
-use testkit::postgres::{Options, Postgres};
 
 use super::cli::{run, text};
+use crate::connect::server::{Certificates, start};
 
 /// Certificates by an authority of our own, for a server named `localhost`.
-struct Certificates {
-    directory: tempfile::TempDir,
-}
-
-impl Certificates {
-    async fn create() -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let created = Self { directory };
-        created.openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=authority")
-            .await;
-        created.openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -keyout other.key -out other.crt -subj /CN=stranger")
-            .await;
-        created.openssl(
-            "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost",
-        )
-        .await;
-        fs::write(
-            created.path("ext"),
-            "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n",
-        )
-        .expect("our own directory");
-        created.openssl("x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.crt")
-            .await;
-        created
+async fn certificates() -> Certificates {
+    let created = Certificates::new();
+    fs::write(
+        created.path("ext"),
+        "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n",
+    )
+    .expect("our own directory");
+    for args in [
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=authority",
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout other.key -out other.crt -subj /CN=stranger",
+        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost",
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.crt",
+    ] {
+        created.openssl(args).await;
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    async fn openssl(&self, args: &str) {
-        let output = tokio::process::Command::new("openssl")
-            .args(args.split(' '))
-            .current_dir(self.directory.path())
-            .output()
-            .await
-            .expect("openssl is installed");
-        assert!(output.status.success(), "{args}: {}", text(&output));
-    }
-
-    /// Installs certificate and key; only the server can read the key.
-    fn install(&self, server: &Postgres) {
-        let data = server.directory().join("data");
-        let owner = fs::metadata(&data).expect("the server has data");
-        for name in ["server.crt", "server.key"] {
-            let target = data.join(name);
-            fs::copy(self.path(name), &target).expect("the server's directory is ours to fill");
-            fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).expect("it is ours");
-            chown(&target, Some(owner.uid()), Some(owner.gid())).expect("it is ours");
-        }
-    }
+    created
 }
 
 async fn status_over(database: &Database, host: &str, parameters: &str) -> Output {
@@ -85,15 +49,9 @@ fn root(path: &Path) -> String {
 
 #[tokio::test]
 async fn tls_is_used_required_and_verified_according_to_sslmode() {
-    let certificates = Certificates::create().await;
-    let server = Postgres::start(Options::default())
-        .await
-        .expect("a server of our own");
-    certificates.install(&server);
-    server
-        .configure(&[("ssl", "on")])
-        .expect("its file is ours");
-    server.restart().await.expect("the server starts with TLS");
+    let certificates = certificates().await;
+    let server = start().await;
+    certificates.install(&server, "server").await;
     let database = Database::on(&server).await;
     let output = run(&database, &["migrate"], &[]).await;
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));

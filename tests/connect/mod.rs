@@ -8,7 +8,7 @@ mod failover;
 mod hosts;
 mod psql;
 mod secrets;
-mod server;
+pub(crate) mod server;
 mod waiting;
 
 use std::time::Duration;

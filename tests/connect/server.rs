@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
-pub(super) async fn start() -> Postgres {
+pub(crate) async fn start() -> Postgres {
     Postgres::start(Options::default())
         .await
         .expect("a server of our own")
@@ -39,21 +39,21 @@ pub(super) fn install(server: &Postgres, name: &str, content: &[u8]) {
 }
 
 /// A directory of keys and certificates, made by OpenSSL.
-pub(super) struct Certificates {
+pub(crate) struct Certificates {
     directory: tempfile::TempDir,
 }
 
 impl Certificates {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         Self { directory }
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub(super) async fn openssl(&self, args: &str) {
+    pub(crate) async fn openssl(&self, args: &str) {
         let output = tokio::process::Command::new("openssl")
             .args(args.split(' '))
             .current_dir(self.directory.path())
@@ -65,7 +65,7 @@ impl Certificates {
     }
 
     /// Installs a certificate, whose key has the same name, and restarts the server with it.
-    pub(super) async fn install(&self, server: &Postgres, name: &str) {
+    pub(crate) async fn install(&self, server: &Postgres, name: &str) {
         for kind in ["crt", "key"] {
             let content = read(&self.path(&format!("{name}.{kind}")));
             install(server, &format!("server.{kind}"), &content);

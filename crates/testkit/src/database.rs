@@ -172,7 +172,7 @@ pub async fn connect(config: &Config) -> Client {
 /// end them.
 ///
 /// # Errors
-/// When there is no such database, or its sessions do not end.
+/// If the database does not exist, or its sessions do not end.
 pub async fn drop_database(admin: &Client, name: &str) -> Result<(), tokio_postgres::Error> {
     const END_SESSIONS: &str = "\
 select pg_terminate_backend(pid)

@@ -149,7 +149,7 @@ async fn pump(
     }
 }
 
-/// Waits until there is no black hole. A dropped proxy aborts its connections itself.
+/// Waits until no black hole is left. A dropped proxy aborts its connections itself.
 async fn until_forwarding(state: &mut watch::Receiver<State>) {
     let _ = state.wait_for(|now| !now.black_hole).await;
 }

@@ -113,7 +113,7 @@ impl Account {
         ["postgres", "nobody"]
             .iter()
             .find_map(|name| accounts.lines().find_map(|line| Self::parse(line, name)))
-            .context("PostgreSQL does not run as root, and there is no user postgres or nobody: run this as another user")
+            .context("PostgreSQL refuses to run as root, and this machine has neither a user postgres nor a user nobody: run this as another user")
     }
 
     /// Reads `name:password:uid:gid:...`.
