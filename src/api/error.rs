@@ -55,9 +55,18 @@ impl ApiError {
 
     /// 503 with `Retry-After`: the limit on concurrent reads is reached.
     pub(super) fn busy() -> Self {
+        Self::retry("too many requests are waiting for the database")
+    }
+
+    /// 503 with `Retry-After`: the answers to slow clients take all the memory there is for them.
+    pub(super) fn slow_clients() -> Self {
+        Self::retry("too many answers are waiting for slow clients")
+    }
+
+    fn retry(reason: &str) -> Self {
         Self {
             retry_after: true,
-            ..Self::unavailable("too many requests are waiting for the database")
+            ..Self::unavailable(reason)
         }
     }
 }

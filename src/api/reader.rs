@@ -3,15 +3,17 @@
 //! Owns the choice between a prepared statement and a transaction, the retry, and the answer for a
 //! failed read. Promises that the database's text stays in the log. Called by the handlers.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool};
+use futures_util::TryStreamExt as _;
 use futures_util::future::join3;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, RowStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::admission::{Admission, Lease, Limits, Permit, WhenFull};
@@ -167,7 +169,8 @@ impl Reader {
             let prepared = client
                 .prepare_typed_cached(&sql, &statement.types())
                 .await?;
-            return client.query(&prepared, &statement.values()).await;
+            let rows = client.query_raw(&prepared, statement.values()).await?;
+            return collect(rows, statement.max_bytes).await;
         }
         let begin = begin(self.mode, self.profile, statement.plan);
         in_transaction(client, &begin, &sql, statement).await
@@ -224,9 +227,15 @@ async fn in_transaction(
     sql: &str,
     statement: &Statement,
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let rows = async {
+        let rows = client
+            .query_typed_raw(sql, statement.typed_values())
+            .await?;
+        collect(rows, statement.max_bytes).await
+    };
     let (begun, rows, ended) = join3(
         client.batch_execute(begin),
-        client.query_typed(sql, &statement.typed_values()),
+        rows,
         client.batch_execute("-- api.end\ncommit"),
     )
     .await;
@@ -234,6 +243,20 @@ async fn in_transaction(
     let rows = rows?;
     ended?;
     Ok(rows)
+}
+
+/// Receives all rows and keeps them up to the one with which they reach `max_bytes`.
+async fn collect(rows: RowStream, max_bytes: usize) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let mut rows = pin!(rows);
+    let mut kept = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = rows.try_next().await? {
+        if bytes < max_bytes {
+            bytes += row.raw_size_bytes();
+            kept.push(row);
+        }
+    }
+    Ok(kept)
 }
 
 /// Whether the next statement on the same connection may fail for the same reason: a broken

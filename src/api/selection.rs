@@ -66,6 +66,7 @@ impl Selection<'_> {
             template,
             params: builder.params,
             plan,
+            max_bytes: usize::MAX,
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Statement {
     pub(super) template: String,
     pub(super) params: Vec<Param>,
     pub(super) plan: Plan,
+    /// Rows are returned up to the one with which they reach this size; the rest is discarded.
+    pub(super) max_bytes: usize,
 }
 
 /// How a statement is planned.
@@ -37,6 +39,7 @@ impl Statement {
             template: sql.to_owned(),
             params,
             plan: Plan::Custom,
+            max_bytes: usize::MAX,
         }
     }
 

@@ -29,6 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Launch {
     args: Vec<String>,
     env: HashMap<String, String>,
+    open_files: Option<u32>,
 }
 
 impl Launch {
@@ -39,6 +40,7 @@ impl Launch {
         Self {
             args: args.map(str::to_owned).to_vec(),
             env: HashMap::new(),
+            open_files: None,
         }
         .env("DATABASE_URL", database.url())
     }
@@ -70,9 +72,19 @@ impl Launch {
         self
     }
 
+    /// The limit on the files that the process may open.
+    #[must_use]
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     /// A daemon serves the read API on a free port, whatever arguments the test gives it.
     fn command(&self) -> Command {
-        let mut command = product::command();
+        let mut command = match self.open_files {
+            Some(limit) => product::command_with_open_files(limit),
+            None => product::command(),
+        };
         let daemon = self.args.first().is_some_and(|arg| arg == "run");
         if daemon && !self.args.iter().any(|arg| arg == "--help") {
             command.env("STATUS_INDEXER_HTTP_LISTEN", "127.0.0.1:0");
