@@ -6,6 +6,7 @@
 //! connections). Served by [`crate::http`]. Never writes.
 
 mod admission;
+mod budget;
 mod cursor;
 mod error;
 mod filter;
@@ -37,6 +38,7 @@ pub use admission::Limits;
 pub use reader::Reader;
 
 use crate::metrics::Metrics;
+use budget::Budget;
 use error::ApiError;
 
 /// The header from which the Metaflow client determines what the service supports.
@@ -58,6 +60,10 @@ pub struct Api {
     version: HeaderValue,
     openapi: String,
     reader: OnceLock<Reader>,
+    /// For the chunks of lists.
+    lists: Budget,
+    /// For pages.
+    pages: Budget,
     stop: CancellationToken,
     metrics: Metrics,
 }
@@ -76,6 +82,8 @@ impl Api {
             prefix,
             version,
             reader: OnceLock::new(),
+            lists: Budget::new(stream::BUDGET),
+            pages: Budget::new(runs::BUDGET),
             stop,
             metrics,
         })

@@ -6,6 +6,7 @@
 mod api;
 mod daemon;
 mod database;
+mod listen;
 
 use clap::Args;
 
@@ -14,6 +15,7 @@ use crate::migrate::TableNames;
 pub use api::ApiArgs;
 pub use daemon::DaemonArgs;
 pub use database::DatabaseArgs;
+pub use listen::Listen;
 
 /// Names of upstream's tables.
 #[derive(Debug, Clone, Args)]

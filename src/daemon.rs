@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, Reader};
-use crate::config::{ApiArgs, DaemonArgs};
+use crate::config::{ApiArgs, DaemonArgs, Listen};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::migrate;
@@ -61,8 +61,8 @@ pub struct Daemon {
 pub struct Addresses {
     /// For operators.
     pub metrics: http::Bound,
-    /// For readers.
-    pub api: http::Bound,
+    /// For readers, if the read API is on.
+    pub api: Option<http::Bound>,
 }
 
 /// How a stage ended, with its name.
@@ -76,7 +76,10 @@ impl Daemon {
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let addresses = Addresses {
             metrics: http::bind(self.args.metrics_listen).await?,
-            api: http::bind(self.api.http_listen).await?,
+            api: match self.api.http_listen {
+                Listen::At(addr) => Some(http::bind(addr).await?),
+                Listen::Off => None,
+            },
         };
         self.run_on(addresses, Metrics::new(), stop).await
     }
@@ -94,17 +97,12 @@ impl Daemon {
         metrics.watch_process();
         tracing::info!(
             metrics.addr = %addresses.metrics.addr,
-            http.addr = %addresses.api.addr,
+            http.addr = addresses.api.as_ref().map(|api| tracing::field::display(api.addr)),
             version = env!("CARGO_PKG_VERSION"),
             "status-indexer"
         );
         let mut stages = JoinSet::new();
-        {
-            let (metrics, stop) = (metrics.clone(), stop.clone());
-            let bound = addresses.metrics;
-            stages.spawn(async move { ("http", http::serve_metrics(bound, metrics, stop).await) });
-        }
-        let api = self.spawn_api(&mut stages, addresses.api, &metrics, &stop);
+        let api = self.spawn_listeners(&mut stages, addresses, &metrics, &stop);
         let startup = Startup {
             connector: &self.connector,
             session_mode: self.args.session_mode,
@@ -118,38 +116,50 @@ impl Daemon {
         let Some(started) = started else {
             return Ok(());
         };
-        api.open(Reader::new(
-            &self.reader,
-            started.mode,
-            self.api.limits(),
-            &started.state.runs_table,
-            metrics.clone(),
-        ));
+        if let Some(api) = api {
+            api.open(Reader::new(
+                &self.reader,
+                started.mode,
+                self.api.limits(),
+                &started.state.runs_table,
+                metrics.clone(),
+            ));
+        }
         self.spawn_stages(&mut stages, &started, &metrics, &stop);
         self.supervise(stages, &stop).await
     }
 
-    /// Serves the API from the start; until there is a reader, it answers 503.
-    fn spawn_api(
+    /// Serves both listeners from the start; until there is a reader, the API answers 503. None if
+    /// the API is off.
+    fn spawn_listeners(
         &self,
         stages: &mut JoinSet<Ended>,
-        bound: http::Bound,
+        addresses: Addresses,
         metrics: &Metrics,
         stop: &CancellationToken,
-    ) -> Arc<Api> {
+    ) -> Option<Arc<Api>> {
+        // The pools' connections, and the one that listens.
+        let database = usize::from(self.args.pool_max) + usize::from(self.api.reader_pool_max) + 1;
+        let allowed = http::connections(database, self.api.max_connections.into());
+        let limits = http::Limits::metrics(allowed.metrics);
+        let serving = http::serve_metrics(addresses.metrics, limits, metrics.clone(), stop.clone());
+        stages.spawn(stage("http", serving));
+        let bound = addresses.api?;
         let api = Api::new(
             self.api.path_prefix.clone(),
             self.api.service_version.clone(),
             metrics.clone(),
             stop.clone(),
         );
-        let (served, stop) = (Arc::clone(&api), stop.clone());
-        stages.spawn(async move {
-            let outcome = http::serve(bound, served.routes(), stop).await;
+        let write_timeout = Duration::from_secs(self.api.reader_write_timeout);
+        let limits = http::Limits::api(allowed.api, write_timeout);
+        let serving = http::serve(bound, api.routes(), limits, metrics.clone(), stop.clone());
+        let served = Arc::clone(&api);
+        stages.spawn(stage("api", async move {
+            serving.await;
             served.close();
-            ("api", outcome)
-        });
-        api
+        }));
+        Some(api)
     }
 
     fn spawn_stages(

@@ -133,6 +133,8 @@ metrics! {
     http_requests_total: IntCounterVec("route", "code"),
     /// Time from a request to the head of its response, in seconds.
     http_request_duration_seconds: HistogramVec("route")[LAG_BUCKETS],
+    /// HTTP connections closed because a limit on time or on their number was reached.
+    http_connections_closed_total: IntCounterVec("listener", "reason"),
 }
 
 /// A metric as declared; tests compare the documentation with it.
@@ -185,6 +187,21 @@ const ROUTES: [&str; 4] = ["runs", "run_status", "openapi", "other"];
 /// HTTP codes that are exported from the start for each route.
 const CODES: [&str; 3] = ["200", "400", "503"];
 
+/// Listeners, as labels.
+const LISTENERS: [&str; 2] = ["metrics", "api"];
+
+/// The reason of a connection that was closed in favour of a new one.
+pub(crate) const CONNECTION_LIMIT: &str = "connection_limit";
+
+/// Why a listener closes a connection.
+const CLOSED: [&str; 5] = [
+    "head_timeout",
+    "idle_timeout",
+    "request_timeout",
+    "write_timeout",
+    CONNECTION_LIMIT,
+];
+
 impl Metrics {
     /// Exports the combinations of labels that are known beforehand as 0. A counter that appears with
     /// the value 1 has no increase, so an alert would miss the first event.
@@ -207,6 +224,12 @@ impl Metrics {
         }
         for state in ["idle", "used"] {
             self.pool_connections.with_label_values(&[state]);
+        }
+        for listener in LISTENERS {
+            for reason in CLOSED {
+                self.http_connections_closed_total
+                    .with_label_values(&[listener, reason]);
+            }
         }
         for route in ROUTES {
             self.http_request_duration_seconds

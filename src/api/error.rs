@@ -48,6 +48,14 @@ impl ApiError {
         )
     }
 
+    /// 400: the answer would be too large. In bytes.
+    pub(super) fn too_large(limit: usize) -> Self {
+        Self::bad_request(format!(
+            "the page is larger than {} MiB: use a smaller _limit",
+            limit / (1024 * 1024)
+        ))
+    }
+
     /// 503: the database cannot answer the request now.
     pub(super) fn unavailable(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
@@ -55,9 +63,18 @@ impl ApiError {
 
     /// 503 with `Retry-After`: the limit on concurrent reads is reached.
     pub(super) fn busy() -> Self {
+        Self::retry("too many requests are waiting for the database")
+    }
+
+    /// 503 with `Retry-After`: the answers to slow clients take all the memory there is for them.
+    pub(super) fn slow_clients() -> Self {
+        Self::retry("too many answers are waiting for slow clients")
+    }
+
+    fn retry(reason: &str) -> Self {
         Self {
             retry_after: true,
-            ..Self::unavailable("too many requests are waiting for the database")
+            ..Self::unavailable(reason)
         }
     }
 }

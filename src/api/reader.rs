@@ -3,18 +3,21 @@
 //! Owns the choice between a prepared statement and a transaction, the retry, and the answer for a
 //! failed read. Promises that the database's text stays in the log. Called by the handlers.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use futures_util::future::join3;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, RowStream};
 
 use super::admission::{Admission, Lease, Limits, Permit, WhenFull};
+use super::budget::{Budget, Share};
 use super::error::ApiError;
-use super::statement::{Plan, Statement};
+use super::statement::{Memory, Plan, Statement};
 use crate::error::{Error, Remedy, chain};
 use crate::metrics::Metrics;
 use crate::pg::{
@@ -42,6 +45,83 @@ pub struct Reader {
     /// Whether the last read failed.
     failing: AtomicBool,
     metrics: Metrics,
+}
+
+/// The rows of an answer, with the memory that they take.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    rows: Vec<Row>,
+    bytes: usize,
+    share: Option<Share>,
+    excess: Option<Excess>,
+}
+
+/// Why an answer is not kept.
+#[derive(Debug, Clone, Copy)]
+enum Excess {
+    /// It alone would take more than half of the budget.
+    TooLarge {
+        /// The size that is possible, bytes.
+        limit: usize,
+    },
+    /// Other answers have taken the budget.
+    NothingLeft,
+}
+
+impl std::ops::Deref for Rows {
+    type Target = [Row];
+
+    fn deref(&self) -> &[Row] {
+        &self.rows
+    }
+}
+
+impl Rows {
+    fn receive(&mut self, row: Row, memory: &Memory) {
+        let size = row.raw_size_bytes();
+        let before = self.bytes;
+        self.bytes = before.saturating_add(size);
+        match memory {
+            Memory::Any => self.rows.push(row),
+            Memory::AtMost(limit) => {
+                if before < *limit {
+                    self.rows.push(row);
+                }
+            }
+            Memory::Budget(_) if self.excess.is_some() => {}
+            Memory::Budget(budget) => match self.take(size, budget) {
+                Ok(()) => self.rows.push(row),
+                Err(excess) => {
+                    *self = Self {
+                        excess: Some(excess),
+                        ..Self::default()
+                    }
+                }
+            },
+        }
+    }
+
+    /// Takes memory for a row. The other half of the budget is for the answer made of the rows.
+    fn take(&mut self, size: usize, budget: &Budget) -> Result<(), Excess> {
+        let limit = budget.total() / 2;
+        if self.bytes > limit {
+            return Err(Excess::TooLarge { limit });
+        }
+        let share = budget.try_share(size).ok_or(Excess::NothingLeft)?;
+        match &mut self.share {
+            Some(all) => all.add(share),
+            all => *all = Some(share),
+        }
+        Ok(())
+    }
+
+    fn ok(self) -> Result<Self, ApiError> {
+        match self.excess {
+            None => Ok(self),
+            Some(Excess::TooLarge { limit }) => Err(ApiError::too_large(limit)),
+            Some(Excess::NothingLeft) => Err(ApiError::slow_clients()),
+        }
+    }
 }
 
 impl std::fmt::Debug for Reader {
@@ -85,7 +165,7 @@ impl Reader {
         &self,
         when_full: WhenFull,
         statement: &Statement,
-    ) -> Result<Vec<Row>, ApiError> {
+    ) -> Result<Rows, ApiError> {
         let permit = self.admission.permit(when_full).await?;
         let outcome = match self.attempt(&permit, statement).await {
             Err(error) if is_retryable(&error) => {
@@ -100,7 +180,7 @@ impl Reader {
                 if self.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("reads succeed again");
                 }
-                Ok(rows)
+                rows.ok()
             }
             Err(error) => Err(self.report(&error)),
         }
@@ -137,7 +217,7 @@ impl Reader {
         }
     }
 
-    async fn attempt(&self, permit: &Permit, statement: &Statement) -> Result<Vec<Row>, Error> {
+    async fn attempt(&self, permit: &Permit, statement: &Statement) -> Result<Rows, Error> {
         let client = self.pool.get().await.map_err(connect_error)?;
         let lease = Lease::new(client, Arc::clone(permit), self.connector.clone());
         let limit = self.limits.statement + GRACE;
@@ -161,13 +241,14 @@ impl Reader {
         &self,
         client: &PooledClient,
         statement: &Statement,
-    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+    ) -> Result<Rows, tokio_postgres::Error> {
         let sql = statement.sql(&self.table());
         if self.mode != SessionMode::Transaction && statement.plan == Plan::Generic {
             let prepared = client
                 .prepare_typed_cached(&sql, &statement.types())
                 .await?;
-            return client.query(&prepared, &statement.values()).await;
+            let rows = client.query_raw(&prepared, statement.values()).await?;
+            return collect(rows, &statement.memory).await;
         }
         let begin = begin(self.mode, self.profile, statement.plan);
         in_transaction(client, &begin, &sql, statement).await
@@ -223,16 +304,32 @@ async fn in_transaction(
     begin: &str,
     sql: &str,
     statement: &Statement,
-) -> Result<Vec<Row>, tokio_postgres::Error> {
+) -> Result<Rows, tokio_postgres::Error> {
+    let rows = async {
+        let rows = client
+            .query_typed_raw(sql, statement.typed_values())
+            .await?;
+        collect(rows, &statement.memory).await
+    };
     let (begun, rows, ended) = join3(
         client.batch_execute(begin),
-        client.query_typed(sql, &statement.typed_values()),
+        rows,
         client.batch_execute("-- api.end\ncommit"),
     )
     .await;
     begun?;
     let rows = rows?;
     ended?;
+    Ok(rows)
+}
+
+/// Receives all rows and keeps those for which there is memory.
+async fn collect(rows: RowStream, memory: &Memory) -> Result<Rows, tokio_postgres::Error> {
+    let mut stream = pin!(rows);
+    let mut rows = Rows::default();
+    while let Some(row) = stream.try_next().await? {
+        rows.receive(row, memory);
+    }
     Ok(rows)
 }
 

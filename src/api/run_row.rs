@@ -106,6 +106,13 @@ pub(super) fn is_valid(rows: &[Row]) -> bool {
         .is_some_and(|row| row.try_get(VALID).unwrap_or(false))
 }
 
+/// The size of the rows' JSON in bytes, about: that of the values, the names and the flow.
+pub(super) fn size(flow_id: &str, rows: &[Row]) -> usize {
+    const NAMES: usize = 160;
+    let values: usize = rows.iter().map(Row::raw_size_bytes).sum();
+    values + rows.len() * (NAMES + flow_id.len())
+}
+
 /// Reads the rows of an answer, newest first.
 pub(super) fn read(rows: &[Row], with_status: bool) -> Result<Vec<RunRow<'_>>, ApiError> {
     let runs: Result<Vec<RunRow<'_>>, _> = rows

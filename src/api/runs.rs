@@ -10,9 +10,12 @@ use super::admission::WhenFull;
 use super::error::ApiError;
 use super::listing::Listing;
 use super::params::Params;
-use super::reader::Reader;
 use super::selection::Selection;
+use super::statement::Memory;
 use super::{Api, json, run_row, stream};
+
+/// Bytes for pages that wait for their clients.
+pub(super) const BUDGET: usize = 32 * 1024 * 1024;
 
 /// Answers a request for runs.
 pub(super) async fn list(
@@ -23,13 +26,13 @@ pub(super) async fn list(
     let params = Params::read(query.as_deref().unwrap_or_default())?;
     let listing = Listing::read(&params)?;
     match listing.limit {
-        Some(limit) => page(api.reader()?, &flow_id, &listing, limit).await,
-        None => stream::whole_list(&api, flow_id, listing.offset).await,
+        Some(limit) => page(&api, &flow_id, &listing, limit).await,
+        None => stream::complete_list(&api, flow_id, listing.offset).await,
     }
 }
 
 async fn page(
-    reader: &Reader,
+    api: &Api,
     flow_id: &str,
     listing: &Listing,
     limit: i64,
@@ -42,8 +45,9 @@ async fn page(
         // One more, which shows whether there is a next page.
         rows: limit + 1,
     };
-    let statement = selection.statement();
-    let rows = reader.query(WhenFull::Reject, &statement).await?;
+    let mut statement = selection.statement();
+    statement.memory = Memory::Budget(api.pages.clone());
+    let rows = api.reader()?.query(WhenFull::Reject, &statement).await?;
     let with_status = listing.filter.statuses.is_some();
     if with_status && !run_row::is_valid(&rows) {
         return Err(ApiError::unavailable(
@@ -54,11 +58,15 @@ async fn page(
     let size = usize::try_from(limit).expect("a limit is from 0 to 500");
     let more = runs.len() > size;
     runs.truncate(size);
-    let mut body = Vec::with_capacity(rows.len() * 512);
+    let bytes = run_row::size(flow_id, &rows) + 2;
+    // Not awaited, because the rows hold their own share meanwhile.
+    let share = api.pages.try_share(bytes);
+    let share = share.ok_or_else(ApiError::slow_clients)?;
+    let mut body = Vec::with_capacity(bytes);
     body.push(b'[');
     run_row::write(flow_id, &runs, &mut body);
     body.push(b']');
-    let mut response = json(body);
+    let mut response = json(share.hold(body));
     let headers = response.headers_mut();
     headers.insert("x-limit", limit.into());
     if more && let Some(last) = runs.last() {

@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::cursor::Cursor;
 use super::filter::{Clause, Field, Filter, Kind, Operator, TagOperator, Values};
 use super::run_row::COLUMNS;
-use super::statement::{Param, Plan, Statement, TABLE};
+use super::statement::{Memory, Param, Plan, Statement, TABLE};
 
 /// Which runs of a flow to read, and which part of them.
 #[derive(Debug)]
@@ -66,6 +66,7 @@ impl Selection<'_> {
             template,
             params: builder.params,
             plan,
+            memory: Memory::Any,
         }
     }
 }

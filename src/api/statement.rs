@@ -5,6 +5,8 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
+use super::budget::Budget;
+
 /// Stands for the runs' table in a statement's text. Values are never in the text, so it cannot
 /// come from a request.
 pub(super) const TABLE: &str = "{runs}";
@@ -18,6 +20,17 @@ pub(super) struct Statement {
     pub(super) template: String,
     pub(super) params: Vec<Param>,
     pub(super) plan: Plan,
+    pub(super) memory: Memory,
+}
+
+/// How much memory the rows of an answer may take.
+pub(super) enum Memory {
+    /// As much as they need: the answer is small.
+    Any,
+    /// The rows up to the one with which they reach this size; the rest is discarded.
+    AtMost(usize),
+    /// Each row takes a share of this budget when it arrives. The read fails if there is none.
+    Budget(Budget),
 }
 
 /// How a statement is planned.
@@ -37,6 +50,7 @@ impl Statement {
             template: sql.to_owned(),
             params,
             plan: Plan::Custom,
+            memory: Memory::Any,
         }
     }
 

@@ -1,11 +1,13 @@
 //! Routes and checks over HTTP, without a database: a known route answers 503.
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::DropGuard;
 
 use super::*;
-use crate::http::{bind, serve};
+use crate::http::{Limits as HttpLimits, bind, serve};
 
 struct Server {
     addr: std::net::SocketAddr,
@@ -21,7 +23,9 @@ impl Server {
         let api = Api::new(prefix.to_owned(), version, metrics.clone(), stop.clone());
         let bound = bind(([127, 0, 0, 1], 0).into()).await.expect("a free port");
         let addr = bound.addr;
-        tokio::spawn(serve(bound, api.routes(), stop.clone()));
+        let limits = HttpLimits::api(64, Duration::from_secs(60));
+        let serving = serve(bound, api.routes(), limits, metrics.clone(), stop.clone());
+        tokio::spawn(serving);
         Self {
             addr,
             metrics,

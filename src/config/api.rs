@@ -1,27 +1,31 @@
 //! Options of the read API.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::bail;
 use axum::http::HeaderValue;
 use clap::Args;
 
-use super::{defaults, given};
+use super::{Listen, defaults, given, listen};
 use crate::api::Limits;
 
 /// The read API, and the host it reads from.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Read API")]
 pub struct ApiArgs {
-    /// Address for the read API
+    /// Address for the read API; [::]:8081 or :8081 for all interfaces, IPv4 and IPv6; off for none
     #[arg(
         long,
         env = "STATUS_INDEXER_HTTP_LISTEN",
         default_value = "127.0.0.1:8081",
-        value_name = "ADDR"
+        value_name = "ADDR",
+        value_parser = listen::address_or_off
     )]
-    pub http_listen: SocketAddr,
+    pub http_listen: Listen,
+    /// Maximum HTTP connections to the read API; fewer if the limit on open files requires it
+    #[arg(long, env = "STATUS_INDEXER_MAX_CONNECTIONS", default_value_t = 512, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_connections: u16,
     /// Prefix of every path of the read API
     #[arg(long, env = "PATH_PREFIX", default_value = "", hide_default_value = true, value_parser = path_prefix)]
     pub path_prefix: String,
@@ -56,6 +60,10 @@ pub struct ApiArgs {
     #[arg(long, env = "STATUS_INDEXER_READER_STATEMENT_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=600))]
     pub reader_statement_timeout: u64,
+    /// Seconds after which a client that takes nothing of its answer is disconnected
+    #[arg(long, env = "STATUS_INDEXER_READER_WRITE_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub reader_write_timeout: u64,
 }
 
 impl ApiArgs {

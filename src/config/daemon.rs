@@ -4,19 +4,21 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use super::defaults;
+use super::{defaults, listen};
 use crate::pg::SessionMode;
 
 /// Limits and addresses of the daemon.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Daemon")]
 pub struct DaemonArgs {
-    /// Address for /metrics, /healthz and /readyz
+    /// Address for /metrics, /healthz and /readyz; [::]:9487 or :9487 for all interfaces, IPv4 and
+    /// IPv6
     #[arg(
         long,
         env = "STATUS_INDEXER_METRICS_LISTEN",
         default_value = "127.0.0.1:9487",
-        value_name = "ADDR"
+        value_name = "ADDR",
+        value_parser = listen::address
     )]
     pub metrics_listen: SocketAddr,
     /// Maximum connections of the daemon's pool, in addition to the LISTEN connection

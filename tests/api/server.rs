@@ -113,6 +113,8 @@ impl ApiServer {
         tokio::spawn(status_indexer::http::serve(
             bound,
             api.routes(),
+            status_indexer::http::Limits::api(64, Duration::from_secs(60)),
+            metrics.clone(),
             stop.clone(),
         ));
         Self {

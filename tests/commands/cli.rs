@@ -77,8 +77,12 @@ async fn bad_usage_and_contradictions_exit_64_and_say_what_to_do() {
         (
             &["run"],
             &[("STATUS_INDEXER_METRICS_LISTEN", "here")],
-            "--metrics-listen",
+            "for example 127.0.0.1:9487",
         ),
+        (&["run", "--metrics-listen", "off"], &[], "--metrics-listen"),
+        (&["run", "--http-listen", "8081"], &[], "or off"),
+        (&["run", "--http-listen", ""], &[], "or off"),
+        (&["run", "--max-connections", "0"], &[], "--max-connections"),
         (
             &["run"],
             &[("STATUS_INDEXER_SESSION_MODE", "telepathy")],

@@ -44,6 +44,31 @@ async fn an_empty_variable_counts_as_unset() {
 }
 
 #[tokio::test]
+async fn metrics_are_served_on_both_families_and_the_read_api_can_be_switched_off() {
+    let database = Database::fresh().await;
+    let daemon = Launch::on(&database)
+        .args(&["run", "--migrate", "--metrics-listen", ":0"])
+        .arg("--http-listen")
+        .arg("off")
+        .start()
+        .await;
+    let port = daemon.address().await.port();
+    let mut hosts = vec!["127.0.0.1"];
+    if std::net::TcpListener::bind("[::1]:0").is_ok() {
+        hosts.push("[::1]");
+    }
+    for host in hosts {
+        let url = format!("http://{host}:{port}/healthz");
+        let client = reqwest::Client::builder().no_proxy().build();
+        let answer = client.expect("a plain client").get(&url).send().await;
+        assert_eq!(answer.expect("it answers").status(), 200, "{host}");
+    }
+    let log = daemon.log();
+    assert!(log.iter().all(|line| line.get("http.addr").is_none()));
+    assert!(daemon.terminate().await.success());
+}
+
+#[tokio::test]
 async fn connection_parameters_work_as_a_connection_string_does() {
     let database = Database::fresh().await;
     let config = database.config();

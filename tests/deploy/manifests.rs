@@ -93,7 +93,7 @@ fn ports_and_probes_agree_with_the_daemons_listeners() {
         if args[0] != "run" {
             continue;
         }
-        assert!(args.contains(&&*format!("0.0.0.0:{port}")), "{name}");
+        assert!(args.contains(&&*format!("[::]:{port}")), "{name}");
         let declared = &container["ports"][0];
         assert_eq!(declared["containerPort"], port, "{name}");
         let probes = [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")];

@@ -3,6 +3,7 @@
 //! Owns one promise in many forms: no event is lost, no status is stale after the fault has ended,
 //! and no writer of evidence is affected. One file per kind of fault.
 
+mod clients;
 mod clock;
 mod crash;
 mod leaders;

@@ -120,11 +120,13 @@ pub(crate) async fn run(args: DemoArgs, stop: CancellationToken) -> anyhow::Resu
     }
 
     let metrics = Metrics::new();
+    let metrics_bound = http::bind(([127, 0, 0, 1], 0).into()).await?;
+    let api_bound = http::bind(([127, 0, 0, 1], 0).into()).await?;
+    let (address, api) = (metrics_bound.addr, api_bound.addr);
     let addresses = Addresses {
-        metrics: http::bind(([127, 0, 0, 1], 0).into()).await?,
-        api: http::bind(([127, 0, 0, 1], 0).into()).await?,
+        metrics: metrics_bound,
+        api: Some(api_bound),
     };
-    let (address, api) = (addresses.metrics.addr, addresses.api.addr);
     let daemon = playground.daemon(address, api)?;
     let daemon = Task::start(|stop| daemon.run_on(addresses, metrics.clone(), stop));
     let watching = Store::new(Db::new(

@@ -12,7 +12,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Config, NoTls};
 use tokio_util::sync::CancellationToken;
 
-use status_indexer::config::{ApiArgs, DaemonArgs};
+use status_indexer::config::{ApiArgs, DaemonArgs, Listen};
 use status_indexer::daemon::Daemon;
 use status_indexer::migrate::{self, TableNames};
 use status_indexer::pg::{Connector, SessionProfile};
@@ -112,7 +112,7 @@ impl Playground {
             connector: self.connector()?,
             reader: self.connector()?,
             api: ApiArgs {
-                http_listen,
+                http_listen: Listen::At(http_listen),
                 ..ApiArgs::defaults()
             },
             args: DaemonArgs {

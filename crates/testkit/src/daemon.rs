@@ -30,6 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Launch {
     args: Vec<String>,
     env: HashMap<String, String>,
+    open_files: Option<u32>,
 }
 
 impl Launch {
@@ -40,6 +41,7 @@ impl Launch {
         Self {
             args: args.map(str::to_owned).to_vec(),
             env: HashMap::new(),
+            open_files: None,
         }
         .env("DATABASE_URL", database.url())
     }
@@ -71,9 +73,19 @@ impl Launch {
         self
     }
 
+    /// The limit on the files that the process may open.
+    #[must_use]
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
     /// The command; a daemon serves the read API on a free port unless the test sets another.
     fn command(&self) -> Command {
-        let mut command = product::command();
+        let mut command = match self.open_files {
+            Some(limit) => product::command_with_open_files(limit),
+            None => product::command(),
+        };
         let daemon = self.args.first().is_some_and(|arg| arg == "run");
         if daemon && !self.args.iter().any(|arg| arg == "--help") {
             command.env("STATUS_INDEXER_HTTP_LISTEN", "127.0.0.1:0");

@@ -73,7 +73,22 @@ fn find_from(executable: &Path) -> Option<PathBuf> {
 /// If it has not been built.
 #[must_use]
 pub fn command() -> Command {
-    let mut command = Command::new(path());
+    configured(Command::new(path()))
+}
+
+/// The same with a limit on open files.
+///
+/// # Panics
+/// If it has not been built.
+#[must_use]
+pub fn command_with_open_files(limit: u32) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
+    shell.arg("-c").arg(script).arg(path());
+    configured(shell)
+}
+
+fn configured(mut command: Command) -> Command {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if FOREIGN_PREFIXES
