@@ -3,12 +3,13 @@
 -- Locks the runs' rows in key order. Then a second statement, with a newer snapshot, evaluates them
 -- and updates those whose status differs. It sees all evidence committed before the lock; evidence
 -- committed later has a queue row of its own. It never waits for a row lock: a run whose row is
--- locked by another transaction goes (back) to the queue. So a batch holds its locks only while it
+-- locked by another transaction is left to the queue. So a batch holds its locks only while it
 -- computes, and the indexer cannot be part of a deadlock.
 create function status_indexer.apply(
   flow_ids      text[],
   run_numbers   bigint[],
-  enqueued_ats  timestamptz[],
+  -- Whether the runs have rows in the queue, which the caller keeps if a run is skipped.
+  queued        boolean,
   out applied   integer,
   -- [[flow_id, run_number], ...] of the runs whose rows other transactions had locked.
   out skipped   jsonb,
@@ -58,8 +59,8 @@ begin
   if applied < cardinality(flow_ids) then
     -- A key without a run is dropped: its evidence belongs to no run.
     with not_locked as (
-      select k.flow_id, k.run_number, min(k.enqueued_at) as enqueued_at
-        from unnest(flow_ids, run_numbers, enqueued_ats) k (flow_id, run_number, enqueued_at)
+      select distinct k.flow_id, k.run_number
+        from unnest(flow_ids, run_numbers) k (flow_id, run_number)
        where not exists (select
                            from unnest(locked_flow_ids, locked_run_numbers) l (flow_id, run_number)
                           where l.flow_id = k.flow_id
@@ -68,11 +69,11 @@ begin
                        from {{runs}} r
                       where r.flow_id = k.flow_id
                         and r.run_number = k.run_number)
-       group by k.flow_id, k.run_number
-    ), requeued as (
-      insert into status_indexer.queue (flow_id, run_number, enqueued_at)
-      select flow_id, run_number, coalesce(enqueued_at, clock_timestamp())
+    ), enqueued as (
+      insert into status_indexer.queue (flow_id, run_number)
+      select flow_id, run_number
         from not_locked
+       where queued is not true
     )
     select jsonb_agg(jsonb_build_array(flow_id, run_number))
       into skipped
@@ -145,15 +146,78 @@ begin
 end
 $$;
 
+-- The same for each run on its own, for a batch that the server has refused, for example because a
+-- trigger on the runs table raises an error: the runs that it refuses are left to the queue, and the
+-- others are written.
+create function status_indexer.apply_each(
+  flow_ids      text[],
+  run_numbers   bigint[],
+  queued        boolean,
+  out applied   integer,
+  out skipped   jsonb,
+  out changes   json,
+  out invalid   jsonb,
+  out next_deadline double precision,
+  out held_secs double precision,
+  -- [{flow_id, run_number, sqlstate, error}, ...] of the runs that the server refuses.
+  out refused   jsonb
+)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  one record;
+begin
+  applied := 0;
+  held_secs := 0;
+  for i in 1 .. coalesce(cardinality(flow_ids), 0) loop
+    begin
+      select * into one
+        from status_indexer.apply(flow_ids[i:i], run_numbers[i:i], queued);
+      applied := applied + one.applied;
+      held_secs := held_secs + coalesce(one.held_secs, 0);
+      next_deadline := least(next_deadline, one.next_deadline);
+      if one.skipped is not null then
+        skipped := coalesce(skipped, '[]') || one.skipped;
+      end if;
+      if one.changes is not null then
+        changes := coalesce(changes::jsonb, '[]') || one.changes::jsonb;
+      end if;
+      if one.invalid is not null then
+        invalid := coalesce(invalid, '[]') || one.invalid;
+      end if;
+    exception when others then
+      refused := coalesce(refused, '[]') || jsonb_build_array(jsonb_build_object(
+        'flow_id', flow_ids[i], 'run_number', run_numbers[i], 'sqlstate', sqlstate, 'error', left(sqlerrm, 200)));
+      if queued is not true and not exists (select
+                                              from status_indexer.queue q
+                                             where q.flow_id = flow_ids[i]
+                                               and q.run_number = run_numbers[i]) then
+        insert into status_indexer.queue (flow_id, run_number)
+        values (flow_ids[i], run_numbers[i]);
+      end if;
+    end;
+  end loop;
+end
+$$;
+
 -- Takes up to `batch` queue rows with an id above `after_id` and applies their runs, in one call:
--- if the client dies or freezes, either all of it is done or nothing.
+-- if the client dies or freezes, either all of it is done or nothing. The rows of runs that are
+-- locked or refused stay in the queue as they are.
 create function status_indexer.drain(
   after_id      bigint,
   batch         integer,
   -- Not null: the worker polls for this many milliseconds, and writers need not notify it.
   suppress_ms   integer,
+  -- Rows that are not taken.
+  except_ids    bigint[] default null,
+  -- Whether to apply each run on its own.
+  each          boolean default false,
   out claimed   integer,
   out last_id   bigint,
+  -- The taken rows that stay in the queue.
+  out kept_ids  bigint[],
   -- Seconds from writing the event to the end of this call, for each event that was applied.
   out lags      double precision[],
   out applied   integer,
@@ -161,7 +225,8 @@ create function status_indexer.drain(
   out changes   json,
   out invalid   jsonb,
   out next_deadline double precision,
-  out held_secs double precision
+  out held_secs double precision,
+  out refused   jsonb
 )
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -171,6 +236,7 @@ set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
+  ids          bigint[];
   flow_ids     text[];
   run_numbers  bigint[];
   enqueued_ats timestamptz[];
@@ -180,35 +246,63 @@ begin
                    (extract(epoch from clock_timestamp()) * 1000)::bigint + suppress_ms);
   end if;
 
-  with claim as (
-    -- `= any (array(...))` instead of a join: the planner knows a queue that is usually empty, and
-    -- with a join it chooses a plan that deletes more rows than the limit.
-    delete from status_indexer.queue q
-     where q.id = any (array(select w.id
-                               from status_indexer.queue w
-                              where w.id > after_id
-                              order by w.id
-                              limit batch
-                                for update skip locked))
-    returning q.id, q.flow_id, q.run_number, q.enqueued_at
-  )
-  select count(*), max(id), array_agg(flow_id), array_agg(run_number), array_agg(enqueued_at)
-    into claimed, last_id, flow_ids, run_numbers, enqueued_ats
-    from claim;
+  if except_ids is null then
+    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number), array_agg(enqueued_at)
+      into claimed, last_id, ids, flow_ids, run_numbers, enqueued_ats
+      from (select q.id, q.flow_id, q.run_number, q.enqueued_at
+              from status_indexer.queue q
+             where q.id > after_id
+             order by q.id
+             limit batch
+               for update skip locked) claim;
+  else
+    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number), array_agg(enqueued_at)
+      into claimed, last_id, ids, flow_ids, run_numbers, enqueued_ats
+      from (select q.id, q.flow_id, q.run_number, q.enqueued_at
+              from status_indexer.queue q
+             where q.id > after_id
+               and q.id <> all (except_ids)
+             order by q.id
+             limit batch
+               for update skip locked) claim;
+  end if;
 
   if claimed = 0 then
     return;
   end if;
 
-  select a.applied, a.skipped, a.changes, a.invalid, a.next_deadline, a.held_secs
-    into applied, skipped, changes, invalid, next_deadline, held_secs
-    from status_indexer.apply(flow_ids, run_numbers, enqueued_ats) a;
+  if each then
+    select a.applied, a.skipped, a.changes, a.invalid, a.next_deadline, a.held_secs, a.refused
+      into applied, skipped, changes, invalid, next_deadline, held_secs, refused
+      from status_indexer.apply_each(flow_ids, run_numbers, true) a;
+  else
+    select a.applied, a.skipped, a.changes, a.invalid, a.next_deadline, a.held_secs
+      into applied, skipped, changes, invalid, next_deadline, held_secs
+      from status_indexer.apply(flow_ids, run_numbers, true) a;
+  end if;
+
+  if skipped is not null or refused is not null then
+    select array_agg(k.id)
+      into kept_ids
+      from unnest(ids, flow_ids, run_numbers) k (id, flow_id, run_number)
+     where (k.flow_id, k.run_number) in (
+             select s.run ->> 0, (s.run ->> 1)::bigint
+               from jsonb_array_elements(coalesce(skipped, '[]')) s (run)
+              union all
+             select r.run ->> 'flow_id', (r.run ->> 'run_number')::bigint
+               from jsonb_array_elements(coalesce(refused, '[]')) r (run));
+  end if;
+
+  -- `= any` of an array instead of a join: the planner knows a queue that is usually empty.
+  delete from status_indexer.queue q
+   where q.id = any (ids)
+     and (kept_ids is null or q.id <> all (kept_ids));
 
   select array_agg(extract(epoch from clock_timestamp() - k.enqueued_at)::double precision)
     into lags
-    from unnest(flow_ids, run_numbers, enqueued_ats) k (flow_id, run_number, enqueued_at)
-   where skipped is null
-      or not skipped @> jsonb_build_array(jsonb_build_array(k.flow_id, k.run_number));
+    from unnest(ids, enqueued_ats) k (id, enqueued_at)
+   where kept_ids is null
+      or k.id <> all (kept_ids);
 end
 $$;
 

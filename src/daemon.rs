@@ -9,6 +9,7 @@
 mod health;
 mod leadership;
 mod listener;
+mod passes;
 mod reconciler;
 mod sampler;
 mod startup;

@@ -123,8 +123,10 @@ metrics! {
     invalid_evidence_total: IntCounter,
     /// Calls that did not get a table lock in time.
     lock_timeouts_total: IntCounter,
-    /// Runs returned to the queue because another transaction held their row.
+    /// Attempts to write a run that failed because another transaction held its row.
     rows_locked_total: IntCounter,
+    /// Attempts to write a run that failed because the server refused.
+    rows_refused_total: IntCounter,
     /// Failed database calls; sqlstate is `none` if the server did not answer.
     db_errors_total: IntCounterVec("sqlstate"),
     /// Connections of the pool, by state: idle or used.
@@ -241,7 +243,7 @@ impl Metrics {
     }
 
     /// Sets or clears a condition, with its reason; returns whether it held before.
-    pub fn set_condition(&self, condition: Condition, reason: Option<&str>) -> bool {
+    pub fn set_condition(&self, condition: Condition, reason: Option<&str>) -> Option<String> {
         self.unhealthy
             .with_label_values(&[condition.name()])
             .set(reason.is_some().into());

@@ -18,11 +18,11 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::pg::{Connector, Db, SessionMode, SessionProfile};
 
-pub use apply::{Applied, Change, InvalidEvidence};
+pub use apply::{Applied, Change, InvalidEvidence, RefusedRun};
 pub use batch::{BatchSize, MAX_BATCH};
 pub(crate) use explain::{EXPLAIN, decode as decode_explanation};
 pub use explain::{Evidence, EvidenceRow, Explanation, explain};
-pub use queue::Drained;
+pub use queue::{Drained, QueueRows};
 pub use runs::{Compared, DEADLINE_SLACK, Detail, Difference, Due, Explained};
 pub(crate) use state::INVALIDATE;
 pub use state::{DEFINITION_VERSION, Obstacle, ObstacleKind, State};

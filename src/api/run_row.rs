@@ -10,10 +10,11 @@ use super::cursor::Cursor;
 use super::error::ApiError;
 
 /// The columns of a run, in the order of the positions below. The flow is not among them: the
-/// request contains it.
+/// request contains it. The casts keep the types of the answer when upstream changes its own.
 pub(super) const COLUMNS: &str = "\
-r.run_number, r.run_id, r.user_name, r.ts_epoch, r.last_heartbeat_ts, r.tags,
-       r.system_tags, r.system_tags ? ('user:' || r.user_name) as owned";
+r.run_number::bigint as run_number, r.run_id::text as run_id, r.user_name::text as user_name,
+       r.ts_epoch::bigint as ts_epoch, r.last_heartbeat_ts::bigint as last_heartbeat_ts, r.tags, r.system_tags,
+       r.system_tags ? ('user:' || r.user_name) as owned";
 
 const RUN_NUMBER: usize = 0;
 const RUN_ID: usize = 1;
@@ -50,13 +51,13 @@ impl<'a> RunRow<'a> {
         row: &'a Row,
         with_status: bool,
     ) -> Result<Option<Self>, tokio_postgres::Error> {
-        let Some(run_number) = row.try_get::<_, Option<i32>>(RUN_NUMBER)? else {
+        let Some(run_number) = row.try_get::<_, Option<i64>>(RUN_NUMBER)? else {
             return Ok(None);
         };
         Ok(Some(Self {
             position: Cursor {
                 ts_epoch: row.try_get(TS_EPOCH)?,
-                run_number: run_number.into(),
+                run_number,
             },
             run_id: row.try_get(RUN_ID)?,
             user_name: row.try_get(USER_NAME)?,

@@ -45,14 +45,15 @@ impl Health {
         }
     }
 
-    /// Sets a condition: the reason while it holds, none otherwise. Logs when it begins and ends.
+    /// Sets a condition: the reason while it holds, none otherwise. Logs when it begins, when its
+    /// reason changes and when it ends.
     pub(crate) fn set(&self, condition: Condition, reason: Option<&str>) {
         let before = self.metrics.set_condition(condition, reason);
         match (before, reason) {
-            (false, Some(reason)) => {
+            (before, Some(reason)) if is_news(before.as_deref(), reason) => {
                 tracing::error!(condition = condition.name(), reason, "unhealthy");
             }
-            (true, None) => {
+            (Some(_), None) => {
                 tracing::info!(condition = condition.name(), "healthy again");
             }
             _ => {}
@@ -62,7 +63,8 @@ impl Health {
     /// Sets a condition that the daemon itself is about to end, as its first backfill does: a
     /// warning where [`Health::set`] logs an error.
     pub(crate) fn set_transient(&self, condition: Condition, reason: &str) {
-        if !self.metrics.set_condition(condition, Some(reason)) {
+        let before = self.metrics.set_condition(condition, Some(reason));
+        if is_news(before.as_deref(), reason) {
             tracing::warn!(condition = condition.name(), reason, "not healthy yet");
         }
     }
@@ -107,6 +109,12 @@ impl Health {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Failing>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a reason differs from the one before in more than its numbers, such as an age.
+fn is_news(before: Option<&str>, reason: &str) -> bool {
+    let words = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
+    before.is_none_or(|before| words(before) != words(reason))
 }
 
 /// Reports the outcome of a stage's work, and paces its retries.

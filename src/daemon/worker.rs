@@ -3,7 +3,8 @@
 //! A notification makes it drain at once. When events arrive fast it polls every few milliseconds
 //! instead and suppresses notifications, because a transaction that carries a NOTIFY takes a
 //! server-wide lock at commit. Promises that no row waits longer than [`IDLE_POLL`] for its first
-//! attempt, whatever notifications are lost. Called by the daemon; decides no status.
+//! attempt, whatever notifications are lost and however many rows before it cannot be applied
+//! ([`super::passes`]). Called by the daemon; decides no status.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
 use super::leadership::LeaderWatch;
-use crate::backoff::Backoff;
-use crate::error::{Error, Remedy, chain};
+use super::passes::Passes;
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::signals::Signals;
 use crate::store::{Drained, MAX_BATCH, Store};
@@ -37,16 +38,6 @@ const SUPPRESSION_MS: i32 = 100;
 /// whose notification was suppressed may commit late.
 const COOLDOWN: Duration = Duration::from_millis(5);
 
-/// Ids are committed out of order, so a poll from the hint starts this many ids before it.
-const HINT_SLACK: i64 = 2_000;
-
-/// Full polls of the queue may take one part in this many of the time: they are slow if an old
-/// snapshot keeps many dead rows.
-const FULL_POLL_PARTS: u32 = 20;
-
-/// The queue is polled in full at least this often while there is work, unless full polls are slow.
-const FULL_POLL: Duration = Duration::from_millis(500);
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -66,26 +57,18 @@ pub(crate) struct Worker {
 #[derive(Debug)]
 struct Polling {
     rate: Rate,
-    /// Maximum rows of one poll; fewer while a failing event is being isolated.
-    batch: usize,
-    /// Rows below this id were most probably taken already.
-    hint: i64,
-    full_poll_due: Instant,
+    passes: Passes,
     suppressed_until: Instant,
     cooldown: Duration,
-    locked: Backoff,
 }
 
 impl Polling {
     fn new(now: Instant) -> Self {
         Self {
             rate: Rate::new(now),
-            batch: MAX_BATCH,
-            hint: 0,
-            full_poll_due: now,
+            passes: Passes::new(now),
             suppressed_until: now,
             cooldown: IDLE_POLL,
-            locked: Backoff::new(Duration::from_millis(10), Duration::from_millis(500)),
         }
     }
 }
@@ -105,12 +88,7 @@ impl Worker {
                         wait
                     }
                     Err(Error::Stopping) => return,
-                    Err(error) => {
-                        if error.remedy() == Remedy::Refused {
-                            self.isolate_failing_event(&mut polling).await;
-                        }
-                        stage.failed(&error, "cannot drain the queue")
-                    }
+                    Err(error) => stage.failed(&error, "cannot drain the queue"),
                 };
                 if wait.is_zero() {
                     continue;
@@ -135,53 +113,33 @@ impl Worker {
     /// Polls the queue once. Returns how long to sleep without a notification.
     async fn poll(&self, polling: &mut Polling) -> Result<Duration, Error> {
         let start = Instant::now();
-        let full = start >= polling.full_poll_due;
-        let after_id = if full { 0 } else { polling.hint };
         let busy = polling.rate.per_second(start) > BUSY_RATE;
         self.signals.set_busy(busy);
         let suppression = polling.suppressed_until.saturating_duration_since(start);
         let renew = busy && suppression < SUPPRESSION / 2;
         let suppress_ms = renew.then_some(SUPPRESSION_MS);
 
-        let drained = self
-            .store
-            .drain(after_id, polling.batch, suppress_ms)
-            .await?;
+        let rows = polling.passes.next(start);
+        let drained = self.store.drain(&rows, MAX_BATCH, suppress_ms).await?;
 
         let end = Instant::now();
         if renew {
             polling.suppressed_until = end + SUPPRESSION;
         }
-        if full {
-            polling.full_poll_due = end + FULL_POLL.max((end - start) * FULL_POLL_PARTS);
-        }
-        if let Some(last_id) = drained.last_id {
-            let hint = last_id - HINT_SLACK;
-            // After a full poll the hint is also right if the ids have restarted meanwhile.
-            polling.hint = if full { hint } else { polling.hint.max(hint) };
-        }
-        polling.rate.count(drained.claimed, end);
+        polling.passes.advance(&rows, &drained, end - start, end);
+        polling.rate.count(drained.done(), end);
         self.observe(&drained);
         Ok(self.next_wait(&drained, polling, end))
     }
 
     fn next_wait(&self, drained: &Drained, polling: &mut Polling, now: Instant) -> Duration {
-        let claimed = drained.claimed;
-        if claimed > 0 && drained.applied.skipped.len() == claimed {
-            // Other transactions lock every row; all events are back in the queue.
-            return polling.locked.next_wait();
-        }
-        polling.locked.reset();
-        if drained.is_full() {
-            polling.batch = (polling.batch * 2).min(MAX_BATCH);
+        if drained.is_full() || polling.passes.is_full_pass() {
             return Duration::ZERO;
         }
+        let retry = polling.passes.retry_wait(now);
         if now < polling.suppressed_until || polling.rate.per_second(now) > BUSY_RATE {
             polling.cooldown = COOLDOWN;
             return BUSY_POLL;
-        }
-        if !drained.applied.skipped.is_empty() {
-            return polling.locked.next_wait();
         }
         let limit = if self.signals.is_unnotified() {
             UNNOTIFIED_POLL
@@ -190,29 +148,11 @@ impl Worker {
         };
         let wait = polling.cooldown.min(limit);
         polling.cooldown = (polling.cooldown * 2).min(IDLE_POLL);
-        wait
-    }
-
-    /// Called when the server refuses a batch: halves the batches until one event is left, and
-    /// requeues that event last.
-    async fn isolate_failing_event(&self, polling: &mut Polling) {
-        if polling.batch > 1 {
-            polling.batch /= 2;
-            return;
-        }
-        match self.store.requeue_last().await {
-            Ok(Some(key)) => tracing::error!(
-                run.flow_id = key.flow_id,
-                run.run_number = key.run_number,
-                "cannot write the status of a run; it is retried after the others"
-            ),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(error = chain(&error), "cannot requeue a failing event"),
-        }
+        retry.map_or(wait, |retry| wait.min(retry))
     }
 
     fn observe(&self, drained: &Drained) {
-        self.metrics.events_total.inc_by(drained.claimed as u64);
+        self.metrics.events_total.inc_by(drained.done() as u64);
         for lag in &drained.lags_secs {
             self.metrics.event_lag_seconds.observe(lag.max(0.0));
         }

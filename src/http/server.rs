@@ -291,7 +291,7 @@ impl Connection {
                     return Poll::Ready(None);
                 }
             }
-            // All changes happen in the polls above. Most of them postpone the deadline, and the
+            // All changes happen in the polls above. Most of them move the deadline to a later time, and the
             // timer is set again only when it fires.
             loop {
                 let (deadline, exceeded) = activity.deadline(&self.limits);
@@ -414,8 +414,9 @@ mod tests {
         for (limits, sent, reason) in [
             (head, "", "head_timeout"),
             (head, partial, "head_timeout"),
-            (head, &format!("{}{partial}", request("/")), "head_timeout"),
             (idle, &request("/"), "idle_timeout"),
+            // A part of a further request that arrived together with the first one.
+            (idle, &format!("{}{partial}", request("/")), "idle_timeout"),
             (whole, &request("/never"), "request_timeout"),
             (whole, &request("/endless"), "request_timeout"),
             (write, &request("/endless"), "write_timeout"),

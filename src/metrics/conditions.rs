@@ -61,12 +61,12 @@ impl Condition {
 pub(super) struct Conditions(Arc<Mutex<BTreeMap<Condition, String>>>);
 
 impl Conditions {
-    /// Sets or clears a condition; returns whether it held before.
-    pub(super) fn set(&self, condition: Condition, reason: Option<&str>) -> bool {
+    /// Sets or clears a condition; returns the reason before, if it held.
+    pub(super) fn set(&self, condition: Condition, reason: Option<&str>) -> Option<String> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match reason {
-            Some(reason) => held.insert(condition, reason.to_owned()).is_some(),
-            None => held.remove(&condition).is_some(),
+            Some(reason) => held.insert(condition, reason.to_owned()),
+            None => held.remove(&condition),
         }
     }
 

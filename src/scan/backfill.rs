@@ -5,17 +5,18 @@
 //! daemon's reconciler and by the `backfill` command.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{Batches, End, Handler, Pace, Scan};
 use crate::error::Error;
+use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::signals::Signals;
 use crate::status::{RunKey, Status};
-use crate::store::{Applied, Compared, Detail, MAX_BATCH, State, Store};
+use crate::store::{Applied, Compared, Detail, MAX_BATCH, QueueRows, State, Store};
 
 /// How often the checkpoint is saved: a crash costs a second of comparisons, and the cost of saving
 /// is negligible.
@@ -27,6 +28,12 @@ const FLUSH_AFTER: i64 = 4_000;
 
 /// How often the end of a backfill checks whether earlier events have been applied.
 const QUEUE_POLL: Duration = Duration::from_millis(100);
+
+/// The pause after each look at the whole queue, as a multiple of the time that it took.
+const QUEUE_PAUSE_PARTS: u32 = 4;
+
+/// Limits the log lines about waiting for the last runs.
+static WAITING: LogLimit = LogLimit::new();
 
 /// A backfill.
 #[derive(Debug)]
@@ -115,16 +122,31 @@ impl Backfill<'_> {
         end_secs: f64,
         stop: &CancellationToken,
     ) -> Result<Outcome, Error> {
+        let mut rows = QueueRows::default();
+        let mut start = Instant::now();
+        let mut keeps = false;
         while !self.store.queue_is_clear_before(end_secs).await? {
             if stop.is_cancelled() {
                 return Ok(Outcome::Stopped);
             }
             self.signals.wakeup.notify();
-            let drained = self.store.drain(0, MAX_BATCH, None).await?;
-            drained.applied.report(self.signals, self.metrics);
-            if drained.applied.applied == 0 {
-                tokio::time::sleep(QUEUE_POLL).await;
+            let drained = self.store.drain(&rows, MAX_BATCH, None).await?;
+            drained.applied.count(&self.signals.deadlines, self.metrics);
+            keeps |= !drained.kept_ids.is_empty();
+            if drained.is_full() {
+                rows.after_id = drained.last_id.unwrap_or_default();
+                continue;
             }
+            if keeps && let Some(suppressed) = WAITING.allow() {
+                tracing::info!(
+                    suppressed,
+                    "the backfill waits for runs that other transactions lock, or that the server \
+                     refuses to write"
+                );
+            }
+            let pause = QUEUE_POLL.max(start.elapsed() * QUEUE_PAUSE_PARTS);
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+            (rows.after_id, start, keeps) = (0, Instant::now(), false);
         }
         if !self.store.complete_scan(generation).await? {
             // If a trigger is missing, events of runs before the checkpoint may have been lost.

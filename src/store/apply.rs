@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Store, column, list};
-use crate::error::Error;
+use crate::error::{Error, Remedy};
 use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::pg::{LONG, SHORT, name_of};
@@ -19,6 +19,11 @@ const APPLY: &str = "\
 select applied, skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.apply($1, $2, null)";
 
+const APPLY_EACH: &str = "\
+-- apply.each
+select applied, skipped, changes, invalid, next_deadline, held_secs, refused
+  from status_indexer.apply_each($1, $2, null)";
+
 const FLUSH_PENDING_LIST: &str = "\
 -- apply.flush_pending_list
 select status_indexer.flush_pending_list()";
@@ -26,6 +31,9 @@ select status_indexer.flush_pending_list()";
 /// Limits the log lines about malformed evidence: a client that writes it for every run must not
 /// fill the log.
 static INVALID_EVIDENCE: LogLimit = LogLimit::new();
+
+/// The same for runs whose status the server refuses.
+static REFUSED: LogLimit = LogLimit::new();
 
 /// A status that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -51,13 +59,27 @@ pub struct InvalidEvidence {
     pub value: Option<String>,
 }
 
+/// A run that the server refuses to evaluate or to write.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RefusedRun {
+    /// The run.
+    #[serde(flatten)]
+    pub key: RunKey,
+    /// The server's code.
+    pub sqlstate: String,
+    /// The server's message, up to 200 characters.
+    pub error: String,
+}
+
 /// The outcome of one or several calls.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Applied {
     /// Runs evaluated.
     pub applied: usize,
-    /// Runs put (back) into the queue, because other transactions hold their row locks.
+    /// Runs left to the queue, because other transactions hold their row locks.
     pub skipped: Vec<(String, i64)>,
+    /// Runs left to the queue, because the server refuses them.
+    pub refused: Vec<RefusedRun>,
     /// Statuses written.
     pub changes: Vec<Change>,
     /// Runs whose evidence cannot be read.
@@ -73,6 +95,7 @@ impl Applied {
     fn add(&mut self, other: Self) {
         self.applied += other.applied;
         self.skipped.extend(other.skipped);
+        self.refused.extend(other.refused);
         self.changes.extend(other.changes);
         self.invalid.extend(other.invalid);
         self.next_deadline_secs = match (self.next_deadline_secs, other.next_deadline_secs) {
@@ -88,6 +111,14 @@ impl Applied {
         Ok(Self {
             applied: usize::try_from(applied.unwrap_or(0)).unwrap_or(0),
             skipped: list(row, statement, "skipped")?,
+            refused: match row
+                .columns()
+                .iter()
+                .any(|column| column.name() == "refused")
+            {
+                true => list(row, statement, "refused")?,
+                false => Vec::new(),
+            },
             changes: list(row, statement, "changes")?,
             invalid: list(row, statement, "invalid")?,
             next_deadline_secs: column(row, statement, "next_deadline")?,
@@ -100,7 +131,7 @@ impl Applied {
     /// for runs that were put into the queue.
     pub fn report(&self, signals: &Signals, metrics: &Metrics) {
         self.count(&signals.deadlines, metrics);
-        if !self.skipped.is_empty() {
+        if !self.skipped.is_empty() || !self.refused.is_empty() {
             signals.wakeup.notify();
         }
     }
@@ -109,6 +140,7 @@ impl Applied {
     pub fn count(&self, deadlines: &Deadlines, metrics: &Metrics) {
         metrics.rows_locked_total.inc_by(self.skipped.len() as u64);
         self.changes.iter().for_each(|change| change.count(metrics));
+        self.refused.iter().for_each(|run| run.count(metrics));
         self.invalid.iter().for_each(|run| run.count(metrics));
         if let Some(deadline) = self.next_deadline_secs {
             deadlines.schedule(deadline);
@@ -127,6 +159,23 @@ impl Change {
             to = self.to.as_str(),
             reason = self.reason.as_str(),
             "status written"
+        );
+    }
+}
+
+impl RefusedRun {
+    fn count(&self, metrics: &Metrics) {
+        metrics.rows_refused_total.inc();
+        let Some(suppressed) = REFUSED.allow() else {
+            return;
+        };
+        tracing::error!(
+            suppressed,
+            run.flow_id = self.key.flow_id,
+            run.run_number = self.key.run_number,
+            sqlstate = self.sqlstate,
+            error = self.error,
+            "the server refuses to write the status of a run; it is retried, and other runs go on"
         );
     }
 }
@@ -174,8 +223,14 @@ impl Store {
             (&flow_ids as _, Type::TEXT_ARRAY),
             (&run_numbers as _, Type::INT8_ARRAY),
         ];
-        let row = self.db.query_one(APPLY, &params, SHORT).await?;
-        Applied::read(&row, name_of(APPLY))
+        match self.db.query_one(APPLY, &params, SHORT).await {
+            Ok(row) => Applied::read(&row, name_of(APPLY)),
+            Err(error) if error.remedy() == Remedy::Refused => {
+                let row = self.db.query_one(APPLY_EACH, &params, SHORT).await?;
+                Applied::read(&row, name_of(APPLY_EACH))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Flushes the pending lists of the runs table's GIN indexes while no row lock is held, so that

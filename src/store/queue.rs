@@ -3,32 +3,14 @@
 use tokio_postgres::types::Type;
 
 use super::{Applied, Store, column};
-use crate::error::Error;
+use crate::error::{Error, Remedy};
 use crate::pg::{SHORT, name_of};
-use crate::status::RunKey;
 
 const DRAIN: &str = "\
 -- queue.drain
-select claimed, last_id, lags, applied, skipped, changes, invalid, next_deadline, held_secs
-  from status_indexer.drain($1, $2, $3)";
-
-/// Moves the first row of the queue to its end, so that one run that cannot be written does not
-/// block the others.
-const REQUEUE_LAST: &str = "\
--- queue.requeue_last
-with head as (
-  delete from status_indexer.queue q
-   where q.id = any (array(select w.id
-                             from status_indexer.queue w
-                            order by w.id
-                            limit 1
-                              for update skip locked))
-  returning flow_id, run_number, enqueued_at
-)
-insert into status_indexer.queue (flow_id, run_number, enqueued_at)
-select flow_id, run_number, enqueued_at
-  from head
-returning flow_id, run_number";
+select claimed, last_id, kept_ids, lags, applied, skipped, changes, invalid, next_deadline, held_secs,
+       refused
+  from status_indexer.drain($1, $2, $3, $4, $5)";
 
 const DEPTH: &str = "\
 -- queue.depth
@@ -44,6 +26,15 @@ select not exists (select
                      from status_indexer.queue
                     where enqueued_at < to_timestamp($1)) as clear";
 
+/// Which rows of the queue a call of `drain` takes, in the order of their ids.
+#[derive(Debug, Clone, Default)]
+pub struct QueueRows {
+    /// Rows with a higher id than this.
+    pub after_id: i64,
+    /// Except these.
+    pub except_ids: Vec<i64>,
+}
+
 /// The outcome of one call of `drain`.
 #[derive(Debug, Default)]
 pub struct Drained {
@@ -53,6 +44,8 @@ pub struct Drained {
     pub claimed: usize,
     /// The highest id taken.
     pub last_id: Option<i64>,
+    /// The taken rows that stay in the queue: their runs are locked, or the server refuses them.
+    pub kept_ids: Vec<i64>,
     /// Seconds from each event's writing to the end of the call.
     pub lags_secs: Vec<f64>,
     /// The outcome for their runs.
@@ -65,59 +58,74 @@ impl Drained {
     pub fn is_full(&self) -> bool {
         self.claimed >= self.requested
     }
+
+    /// Queue rows that were taken and are done.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.claimed.saturating_sub(self.kept_ids.len())
+    }
 }
 
 impl Store {
-    /// Takes up to `max` rows with an id above `after_id`, or fewer if more would hold the row
-    /// locks of the runs for too long, and applies their runs, in one statement. With
-    /// `suppress_ms`, writers send no notification for that time.
+    /// Takes up to `max` rows of `rows`, or fewer if more would hold the row locks of the runs for
+    /// too long, and applies their runs, in one statement. With `suppress_ms`, writers send no
+    /// notification for that time.
     ///
     /// # Errors
     /// If the call fails; the rows are still in the queue then.
     pub async fn drain(
         &self,
-        after_id: i64,
+        rows: &QueueRows,
         max: usize,
         suppress_ms: Option<i32>,
     ) -> Result<Drained, Error> {
+        match self.drain_rows(rows, max, suppress_ms, false).await {
+            Err(error) if error.remedy() == Remedy::Refused => {
+                self.drain_rows(rows, max, suppress_ms, true).await
+            }
+            drained => drained,
+        }
+    }
+
+    async fn drain_rows(
+        &self,
+        rows: &QueueRows,
+        max: usize,
+        suppress_ms: Option<i32>,
+        each: bool,
+    ) -> Result<Drained, Error> {
         let requested = max.min(self.batch.get());
         let batch = i32::try_from(requested).unwrap_or(i32::MAX);
+        let except_ids = (!rows.except_ids.is_empty()).then_some(&rows.except_ids);
         let params = [
-            (&after_id as _, Type::INT8),
+            (&rows.after_id as _, Type::INT8),
             (&batch as _, Type::INT4),
             (&suppress_ms as _, Type::INT4),
+            (&except_ids as _, Type::INT8_ARRAY),
+            (&each as _, Type::BOOL),
         ];
         let row = self.db.query_one(DRAIN, &params, SHORT).await?;
         let name = name_of(DRAIN);
         let claimed: i32 = column(&row, name, "claimed")?;
         let claimed = usize::try_from(claimed).unwrap_or(0);
-        let applied = Applied::read(&row, name)?;
-        if applied.applied > 0 {
-            self.batch.learn(claimed, applied.held);
-        }
-        Ok(Drained {
+        let drained = Drained {
             requested,
             claimed,
             last_id: column(&row, name, "last_id")?,
+            kept_ids: column::<Option<_>>(&row, name, "kept_ids")?.unwrap_or_default(),
             lags_secs: column::<Option<_>>(&row, name, "lags")?.unwrap_or_default(),
-            applied,
-        })
-    }
-
-    /// Moves the first row of the queue to its end; returns the row's run.
-    ///
-    /// # Errors
-    /// If the call fails.
-    pub async fn requeue_last(&self) -> Result<Option<RunKey>, Error> {
-        let rows = self.db.query(REQUEUE_LAST, &[], SHORT).await?;
-        rows.first()
-            .map(|row| {
-                Ok(RunKey {
-                    flow_id: column(row, name_of(REQUEUE_LAST), "flow_id")?,
-                    run_number: column(row, name_of(REQUEUE_LAST), "run_number")?,
-                })
-            })
-            .transpose()
+            applied: Applied::read(&row, name)?,
+        };
+        // A batch of nothing but locked runs costs little: a large one is right for it.
+        if !each && claimed > 0 {
+            let taken = if drained.done() > 0 {
+                drained.done()
+            } else {
+                claimed
+            };
+            self.batch.learn(taken, drained.applied.held);
+        }
+        Ok(drained)
     }
 
     /// The number of rows in the queue (counted up to 10,000), and the age of the oldest of them in

@@ -7,3 +7,4 @@ mod openapi;
 mod plans;
 mod property;
 mod server;
+mod shapes;

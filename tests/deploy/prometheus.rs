@@ -11,6 +11,7 @@ use tokio::process::Command;
 use crate::docs::{path, text};
 use testkit::daemon::Launch;
 use testkit::database::Database;
+use testkit::drift::eventually_status;
 use testkit::requirement::left_out;
 use testkit::wait::eventually_eq;
 
@@ -135,4 +136,75 @@ async fn ask(port: u16, query: &str) -> Option<String> {
         .ok()?;
     let value = answer["data"]["result"][0]["value"][1].as_str()?;
     Some(value.to_owned())
+}
+
+/// The alert on drift that the documentation recommends fires at the first drift ever: the series
+/// exists before it.
+#[tokio::test]
+async fn the_alert_on_drift_fires_at_the_first_drift() {
+    if !there("promtool") {
+        return;
+    }
+    const SERIES: &str = r#"status_indexer_drift_total{cause="evidence"}"#;
+    let documented = text("docs/metrics.md");
+    let expression = documented
+        .split('`')
+        .find(|code| code.starts_with("increase(status_indexer_drift_total"))
+        .expect("the documentation recommends an alert on drift");
+
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let daemon = Launch::on(&database)
+        .arg("--reconcile-interval=1")
+        .arg("--reconcile-rate=100000")
+        .start()
+        .await;
+    daemon.ready().await;
+    let before = daemon.metric(SERIES).await;
+    let now = writer.now_ms().await;
+    writer.insert_flow("F").await;
+    let id = writer.insert_run("F", Some(now / 1000)).await;
+    writer.attempt_ok("F", id, "True", now).await;
+    eventually_status(&writer, "F", id, "completed").await;
+    writer
+        .client()
+        .batch_execute("update runs_v3 set run_status = 'failed'")
+        .await
+        .expect("valid SQL");
+    eventually_eq(TIMEOUT, "the drift is counted", Some(1.0), async || {
+        daemon.metric(SERIES).await
+    })
+    .await;
+
+    // The samples of ten minutes: five from before the drift, five from after it.
+    let before = before.map_or_else(|| "_".to_owned(), |value| value.to_string());
+    let directory = tempfile::tempdir().expect("a directory of our own");
+    let rules = json!({ "groups": [{ "name": "drift", "rules": [{ "alert": "Drift", "expr": expression }] }] });
+    let tests = json!({
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m",
+        "tests": [{
+            "interval": "1m",
+            "input_series": [{ "series": SERIES, "values": format!("{before}x5 1x5") }],
+            "alert_rule_test": [
+                { "eval_time": "5m", "alertname": "Drift", "exp_alerts": [] },
+                { "eval_time": "7m", "alertname": "Drift", "exp_alerts": [{ "exp_labels": { "cause": "evidence" } }] },
+            ],
+        }],
+    });
+    for (name, content) in [("rules.yml", rules), ("tests.yml", tests)] {
+        std::fs::write(directory.path().join(name), content.to_string()).expect("it is ours");
+    }
+    let output = Command::new("promtool")
+        .args(["test", "rules", "tests.yml"])
+        .current_dir(directory.path())
+        .output()
+        .await
+        .expect("it was there a moment ago");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

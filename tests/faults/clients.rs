@@ -79,7 +79,8 @@ select pg_terminate_backend(pid)
     .await;
 
     for stream in &mut silent {
-        let read = within(TIMEOUT, "a silent client is closed", stream.read(&mut [0]));
+        let mut byte = [0];
+        let read = within(TIMEOUT, "a silent client is closed", stream.read(&mut byte));
         assert!(matches!(read.await, Ok(0) | Err(_)));
     }
     assert!(closed(&daemon, "api", "head_timeout").await > Some(0.0));
@@ -115,7 +116,8 @@ async fn clients_that_do_not_read_long_lists_take_little_memory_and_are_disconne
         stream.write_all(request).await.expect("the API reads");
     }
     for stream in &mut stalled {
-        let begun = stream.read_exact(&mut [0; 12]);
+        let mut start = [0; 12];
+        let begun = stream.read_exact(&mut start);
         within(TIMEOUT, "a list has begun", begun)
             .await
             .expect("it begins");

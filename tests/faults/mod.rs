@@ -11,6 +11,7 @@ mod locks;
 mod polling;
 mod pooler;
 mod races;
+mod rows;
 mod silence;
 mod soak;
 mod supervision;
@@ -96,7 +97,7 @@ async fn drain(client: &Client) -> i32 {
 async fn apply(client: &Client, flow: &str, run: i32) -> (Option<Value>, Option<Value>) {
     const APPLY: &str = "\
 select changes, skipped
-  from status_indexer.apply(array[$1::text], array[$2::int8], array[null::timestamptz])";
+  from status_indexer.apply(array[$1::text], array[$2::int8], null)";
     let row = client
         .query_one(APPLY, &[&flow, &i64::from(run)])
         .await

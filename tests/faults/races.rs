@@ -232,7 +232,7 @@ async fn statuses_are_written_in_read_committed_only() {
     for level in ["repeatable read", "serializable"] {
         run(&client, &format!("begin isolation level {level}")).await;
         let calls = [
-            "select status_indexer.apply('{F}', '{1}', '{null}')",
+            "select status_indexer.apply('{F}', '{1}', null)",
             "insert into status_indexer.queue (flow_id, run_number) values ('F', 1);
              select status_indexer.drain(0, 10, null)",
         ];

@@ -151,7 +151,7 @@ async fn a_granted_role_can_run_the_daemon_and_nothing_else() {
         "create view public.mine as select 1",
         "drop table status_indexer.queue",
         "alter table runs_v3 disable trigger all",
-        "alter function status_indexer.apply(text[], bigint[], timestamptz[]) reset all",
+        "alter function status_indexer.apply(text[], bigint[], boolean) reset all",
     ] {
         let error = client.batch_execute(forbidden).await.expect_err(forbidden);
         assert_eq!(
