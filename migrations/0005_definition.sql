@@ -201,11 +201,28 @@ language sql stable parallel safe as $$
            group by m.run_number) newest
 $$;
 
+-- A text that the server can send to a client. In a database whose encoding is not UTF8 a text may
+-- have bytes that cannot be converted; then every character that is not ASCII is replaced.
+create function status_indexer.convertible(value text) returns text
+language plpgsql stable parallel safe as $$
+begin
+  perform convert_to(value, 'UTF8');
+  return value;
+exception when others then
+  return regexp_replace(value, '[^\x01-\x7f]', '?', 'g');
+end
+$$;
+
+create function status_indexer.sendable(value text) returns text
+language sql stable parallel safe as $$
+  select case when getdatabaseencoding() = 'UTF8' then value else status_indexer.convertible(value) end
+$$;
+
 -- The value of one metadata row as text, for display: up to 80 characters. A jsonb value without a
 -- text of its own (null, an object) is shown as JSON.
 create function status_indexer.evidence_text(id bigint) returns text
 language sql stable parallel safe as $$
-  select left(coalesce(to_jsonb(m.value) ->> 0, to_jsonb(m.value)::text), 80)
+  select status_indexer.sendable(left(coalesce(to_jsonb(m.value) ->> 0, to_jsonb(m.value)::text), 80))
     from {{metadata}} m
    where m.id = evidence_text.id
 $$;

@@ -128,13 +128,13 @@ begin
        set due_secs = excluded.due_secs
      where t.due_secs <> excluded.due_secs
   )
-  select json_agg(json_build_object('flow_id', flow_id,
+  select json_agg(json_build_object('flow_id', status_indexer.sendable(flow_id),
                                     'run_number', run_number,
                                     'from', stored,
                                     'to', status_indexer.status(reason),
                                     'reason', reason))
            filter (where stored <> status_indexer.status(reason)),
-         jsonb_agg(jsonb_build_object('flow_id', flow_id,
+         jsonb_agg(jsonb_build_object('flow_id', status_indexer.sendable(flow_id),
                                       'run_number', run_number,
                                       'value', status_indexer.evidence_text(ok_id)))
            filter (where invalid),
@@ -159,7 +159,8 @@ create function status_indexer.apply_each(
   out invalid   jsonb,
   out next_deadline double precision,
   out held_secs double precision,
-  -- [{flow_id, run_number, sqlstate, error}, ...] of the runs that the server refuses.
+  -- [{position, flow_id, run_number, sqlstate, error}, ...] of the runs that the server refuses, with
+  -- their positions in the arrays.
   out refused   jsonb
 )
 language plpgsql volatile
@@ -189,7 +190,11 @@ begin
       end if;
     exception when others then
       refused := coalesce(refused, '[]') || jsonb_build_array(jsonb_build_object(
-        'flow_id', flow_ids[i], 'run_number', run_numbers[i], 'sqlstate', sqlstate, 'error', left(sqlerrm, 200)));
+        'position', i,
+        'flow_id', status_indexer.sendable(flow_ids[i]),
+        'run_number', run_numbers[i],
+        'sqlstate', sqlstate,
+        'error', status_indexer.sendable(left(sqlerrm, 200))));
       if queued is not true and not exists (select
                                               from status_indexer.queue q
                                              where q.flow_id = flow_ids[i]
@@ -284,12 +289,12 @@ begin
   if skipped is not null or refused is not null then
     select array_agg(k.id)
       into kept_ids
-      from unnest(ids, flow_ids, run_numbers) k (id, flow_id, run_number)
+      from unnest(ids, flow_ids, run_numbers) with ordinality k (id, flow_id, run_number, position)
      where (k.flow_id, k.run_number) in (
              select s.run ->> 0, (s.run ->> 1)::bigint
-               from jsonb_array_elements(coalesce(skipped, '[]')) s (run)
-              union all
-             select r.run ->> 'flow_id', (r.run ->> 'run_number')::bigint
+               from jsonb_array_elements(coalesce(skipped, '[]')) s (run))
+        or k.position in (
+             select (r.run ->> 'position')::bigint
                from jsonb_array_elements(coalesce(refused, '[]')) r (run));
   end if;
 

@@ -1,3 +1,14 @@
+-- Puts the runs whose flow cannot be sent to a client into the queue, which is drained on the server.
+create function status_indexer.enqueue_not_sendable(flow_ids text[], run_numbers bigint[]) returns void
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  insert into status_indexer.queue (flow_id, run_number)
+  select k.flow_id, k.run_number
+    from unnest(flow_ids, run_numbers) k (flow_id, run_number)
+   where status_indexer.sendable(k.flow_id) <> k.flow_id
+$$;
+
 -- Finds the runs whose status time alone may have changed, and when it next can. It only reads;
 -- `apply` decides.
 --
@@ -81,6 +92,14 @@ begin
       from {{runs}} r
      where r.run_status = 'failed'
        and status_indexer.in_range(r.last_heartbeat_ts::bigint, now_secs, cutoff);
+  end if;
+
+  if getdatabaseencoding() <> 'UTF8' and flow_ids is not null then
+    perform status_indexer.enqueue_not_sendable(flow_ids, run_numbers);
+    select array_agg(k.flow_id), array_agg(k.run_number), array_agg(k.deadline)
+      into flow_ids, run_numbers, deadlines
+      from unnest(flow_ids, run_numbers, deadlines) k (flow_id, run_number, deadline)
+     where status_indexer.sendable(k.flow_id) = k.flow_id;
   end if;
 end
 $$;

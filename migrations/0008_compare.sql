@@ -44,6 +44,8 @@ declare
                          from status_indexer.state s
                          join pg_class r on r.oid = to_regclass(s.runs_table)
                          join pg_class m on m.oid = to_regclass(s.metadata_table));
+  -- Runs whose flow cannot be sent to a client are left out: the scan could not continue after them.
+  all_sendable boolean := getdatabaseencoding() = 'UTF8';
 begin
   at_secs := now_secs;
   if pg_is_in_recovery() then
@@ -54,6 +56,7 @@ begin
     select r.flow_id, r.run_number, r.run_status, r.last_heartbeat_ts
       from {{runs}} r
      where (r.flow_id, r.run_number) > (after_flow_id, after_run_number)
+       and (all_sendable or status_indexer.convertible(r.flow_id) = r.flow_id)
      order by r.flow_id, r.run_number
      limit batch
   ), ranges as materialized (
@@ -145,6 +148,7 @@ language sql stable as $$
   select r.flow_id::text, r.run_number::bigint
     from {{runs}} r
    where (r.flow_id, r.run_number) > (after_flow_id, after_run_number)
+     and status_indexer.sendable(r.flow_id) = r.flow_id
    order by r.flow_id, r.run_number
   offset batch - 1
    limit 1

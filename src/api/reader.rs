@@ -167,12 +167,13 @@ impl Reader {
         statement: &Statement,
     ) -> Result<Rows, ApiError> {
         let permit = self.admission.permit(when_full).await?;
-        let outcome = match self.attempt(&permit, statement).await {
+        let outcome = match self.attempt(&permit, statement, false).await {
             Err(error) if is_retryable(&error) => {
                 tracing::debug!(error = chain(&error), "a failed read is retried");
                 self.prepare_retry(&permit, &error).await;
-                self.attempt(&permit, statement).await
+                self.attempt(&permit, statement, false).await
             }
+            Err(error) if is_of_conversion(&error) => self.attempt(&permit, statement, true).await,
             outcome => outcome,
         };
         match outcome {
@@ -208,7 +209,7 @@ impl Reader {
     /// Reads the table's name again: the indexer may have been reinstalled on another table.
     async fn reload_table(&self, permit: &Permit) {
         let statement = Statement::fixed(TABLE, Vec::new());
-        if let Ok(rows) = self.attempt(permit, &statement).await
+        if let Ok(rows) = self.attempt(permit, &statement, false).await
             && let Some(name) = rows
                 .first()
                 .and_then(|row| row.try_get::<_, String>(0).ok())
@@ -217,11 +218,17 @@ impl Reader {
         }
     }
 
-    async fn attempt(&self, permit: &Permit, statement: &Statement) -> Result<Rows, Error> {
+    async fn attempt(
+        &self,
+        permit: &Permit,
+        statement: &Statement,
+        sendable: bool,
+    ) -> Result<Rows, Error> {
         let client = self.pool.get().await.map_err(connect_error)?;
         let lease = Lease::new(client, Arc::clone(permit), self.connector.clone());
         let limit = self.limits.statement + GRACE;
-        let Ok(answer) = timeout(limit, self.send(lease.client(), statement)).await else {
+        let Ok(answer) = timeout(limit, self.send(lease.client(), statement, sendable)).await
+        else {
             return Err(Error::Timeout {
                 statement: "api.query",
                 after: limit,
@@ -241,8 +248,9 @@ impl Reader {
         &self,
         client: &PooledClient,
         statement: &Statement,
+        sendable: bool,
     ) -> Result<Rows, tokio_postgres::Error> {
-        let sql = statement.sql(&self.table());
+        let sql = statement.sql(&self.table(), sendable);
         if self.mode != SessionMode::Transaction && statement.plan == Plan::Generic {
             let prepared = client
                 .prepare_typed_cached(&sql, &statement.types())
@@ -340,6 +348,15 @@ fn poisons_connection(error: &tokio_postgres::Error) -> bool {
         *code == SqlState::FEATURE_NOT_SUPPORTED
             || *code == SqlState::INVALID_SQL_STATEMENT_NAME
             || code.code().starts_with("42")
+    })
+}
+
+/// Whether a text could not be converted between the database's encoding and UTF-8: one of the rows,
+/// or a value of the request.
+fn is_of_conversion(error: &Error) -> bool {
+    error.sqlstate().is_some_and(|code| {
+        *code == SqlState::CHARACTER_NOT_IN_REPERTOIRE
+            || *code == SqlState::UNTRANSLATABLE_CHARACTER
     })
 }
 

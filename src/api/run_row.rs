@@ -16,6 +16,15 @@ r.run_number::bigint as run_number, r.run_id::text as run_id, r.user_name::text 
        r.ts_epoch::bigint as ts_epoch, r.last_heartbeat_ts::bigint as last_heartbeat_ts, r.tags, r.system_tags,
        r.system_tags ? ('user:' || r.user_name) as owned";
 
+/// The same where a text cannot be sent, because the database's encoding is not UTF8: see
+/// `status_indexer.sendable`.
+pub(super) const SENDABLE_COLUMNS: &str = "\
+r.run_number::bigint as run_number, status_indexer.sendable(r.run_id::text) as run_id,
+       status_indexer.sendable(r.user_name::text) as user_name, r.ts_epoch::bigint as ts_epoch,
+       r.last_heartbeat_ts::bigint as last_heartbeat_ts, status_indexer.sendable(r.tags::text)::jsonb as tags,
+       status_indexer.sendable(r.system_tags::text)::jsonb as system_tags,
+       r.system_tags ? ('user:' || r.user_name) as owned";
+
 const RUN_NUMBER: usize = 0;
 const RUN_ID: usize = 1;
 const USER_NAME: usize = 2;

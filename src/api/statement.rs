@@ -6,6 +6,7 @@
 use tokio_postgres::types::{ToSql, Type};
 
 use super::budget::Budget;
+use super::run_row::{COLUMNS, SENDABLE_COLUMNS};
 
 /// Stands for the runs' table in a statement's text. Values are never in the text, so it cannot
 /// come from a request.
@@ -54,9 +55,15 @@ impl Statement {
         }
     }
 
-    /// The text for the runs' table of this (quoted) name, which can change while the API runs.
-    pub(super) fn sql(&self, table: &str) -> String {
-        self.template.replace(TABLE, table)
+    /// The text for the runs' table of this (quoted) name, which can change while the API runs. With
+    /// `sendable`, characters that the server cannot send are replaced.
+    pub(super) fn sql(&self, table: &str, sendable: bool) -> String {
+        let sql = self.template.replace(TABLE, table);
+        if sendable {
+            sql.replace(COLUMNS, SENDABLE_COLUMNS)
+        } else {
+            sql
+        }
     }
 
     /// The types of the parameters.

@@ -16,12 +16,12 @@ use crate::status::{Reason, RunKey, Status};
 
 const APPLY: &str = "\
 -- apply.keys
-select applied, skipped, changes, invalid, next_deadline, held_secs
+select applied, jsonb_array_length(skipped) as skipped, changes, invalid, next_deadline, held_secs
   from status_indexer.apply($1, $2, null)";
 
 const APPLY_EACH: &str = "\
 -- apply.each
-select applied, skipped, changes, invalid, next_deadline, held_secs, refused
+select applied, jsonb_array_length(skipped) as skipped, changes, invalid, next_deadline, held_secs, refused
   from status_indexer.apply_each($1, $2, null)";
 
 const FLUSH_PENDING_LIST: &str = "\
@@ -77,7 +77,7 @@ pub struct Applied {
     /// Runs evaluated.
     pub applied: usize,
     /// Runs left to the queue, because other transactions hold their row locks.
-    pub skipped: Vec<(String, i64)>,
+    pub skipped: usize,
     /// Runs left to the queue, because the server refuses them.
     pub refused: Vec<RefusedRun>,
     /// Statuses written.
@@ -94,7 +94,7 @@ impl Applied {
     /// Adds the outcome of another call.
     fn add(&mut self, other: Self) {
         self.applied += other.applied;
-        self.skipped.extend(other.skipped);
+        self.skipped += other.skipped;
         self.refused.extend(other.refused);
         self.changes.extend(other.changes);
         self.invalid.extend(other.invalid);
@@ -107,10 +107,11 @@ impl Applied {
 
     pub(super) fn read(row: &Row, statement: &'static str) -> Result<Self, Error> {
         let applied: Option<i32> = column(row, statement, "applied")?;
+        let skipped: Option<i32> = column(row, statement, "skipped")?;
         let held_secs: Option<f64> = column(row, statement, "held_secs")?;
         Ok(Self {
             applied: usize::try_from(applied.unwrap_or(0)).unwrap_or(0),
-            skipped: list(row, statement, "skipped")?,
+            skipped: usize::try_from(skipped.unwrap_or(0)).unwrap_or(0),
             refused: match row
                 .columns()
                 .iter()
@@ -131,14 +132,14 @@ impl Applied {
     /// for runs that were put into the queue.
     pub fn report(&self, signals: &Signals, metrics: &Metrics) {
         self.count(&signals.deadlines, metrics);
-        if !self.skipped.is_empty() || !self.refused.is_empty() {
+        if self.skipped > 0 || !self.refused.is_empty() {
             signals.wakeup.notify();
         }
     }
 
     /// The same without the wakeup, for the worker itself, which paces its own retries.
     pub fn count(&self, deadlines: &Deadlines, metrics: &Metrics) {
-        metrics.rows_locked_total.inc_by(self.skipped.len() as u64);
+        metrics.rows_locked_total.inc_by(self.skipped as u64);
         self.changes.iter().for_each(|change| change.count(metrics));
         self.refused.iter().for_each(|run| run.count(metrics));
         self.invalid.iter().for_each(|run| run.count(metrics));

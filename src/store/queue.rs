@@ -8,8 +8,8 @@ use crate::pg::{SHORT, name_of};
 
 const DRAIN: &str = "\
 -- queue.drain
-select claimed, last_id, kept_ids, lags, applied, skipped, changes, invalid, next_deadline, held_secs,
-       refused
+select claimed, last_id, kept_ids, lags, applied, jsonb_array_length(skipped) as skipped, changes, invalid,
+       next_deadline, held_secs, refused
   from status_indexer.drain($1, $2, $3, $4, $5)";
 
 const DEPTH: &str = "\

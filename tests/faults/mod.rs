@@ -6,6 +6,7 @@
 mod clients;
 mod clock;
 mod crash;
+mod encoding;
 mod leaders;
 mod locks;
 mod polling;

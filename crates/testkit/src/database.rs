@@ -87,6 +87,24 @@ impl Database {
         database
     }
 
+    /// The same with upstream's tables, in a database whose texts may have any bytes.
+    ///
+    /// # Panics
+    /// If the tables cannot be created.
+    pub async fn sql_ascii() -> Self {
+        let server = shared().await;
+        let database = Self::named(server, Some(server.config("postgres")));
+        let locale = "template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'";
+        create(server, &database.name, locale).await;
+        database
+            .client()
+            .await
+            .batch_execute(UPSTREAM)
+            .await
+            .expect("upstream's tables on an empty database");
+        database
+    }
+
     fn named(server: &Postgres, admin: Option<Config>) -> Self {
         let name = format!("test_{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         Self {
