@@ -62,7 +62,9 @@ with names as (
      and coalesce(w.ev_class, f.adrelid, nullif(c.conrelid, to_regclass($1)), 0)
            not in (select objid from inside)
      and not coalesce(f.adrelid = to_regclass($1), false)
-     and not coalesce(c.conrelid = to_regclass($1) and c.conname = 'status_indexer_run_status', false)
+     -- Since PostgreSQL 18 `not null` is a constraint too.
+     and not coalesce(c.conrelid = to_regclass($1)
+                      and (c.conname = 'status_indexer_run_status' or c.contype = 'n'), false)
      and not coalesce(t.tgrelid in (to_regclass($1), to_regclass($4)), false)
      and not coalesce(i.oid = any (array(select to_regclass(name)::oid from unnest($5::text[]) name)), false)
 )
