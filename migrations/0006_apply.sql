@@ -57,7 +57,17 @@ begin
   applied := coalesce(cardinality(locked_flow_ids), 0);
 
   if applied < cardinality(flow_ids) then
-    -- A key without a run is dropped: its evidence belongs to no run.
+    -- A key without a run is dropped, and so is what was kept for it: the run was deleted, or its
+    -- evidence belongs to no run.
+    delete from status_indexer.timers t
+     using unnest(flow_ids, run_numbers) k (flow_id, run_number)
+     where t.flow_id = k.flow_id
+       and t.run_number = k.run_number
+       and not exists (select
+                         from {{runs}} r
+                        where r.flow_id = k.flow_id
+                          and r.run_number = k.run_number);
+
     with not_locked as (
       select distinct k.flow_id, k.run_number
         from unnest(flow_ids, run_numbers) k (flow_id, run_number)

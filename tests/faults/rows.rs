@@ -218,3 +218,41 @@ async fn a_backfill_corrects_the_other_runs_and_waits_for_the_refused_ones() {
     eventually_no_drift(client).await;
     assert!(daemon.terminate().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_kept_for_deleted_runs() {
+    const KEPT: &str = "\
+select (select count(*) from status_indexer.queue) + (select count(*) from status_indexer.timers)";
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let client = writer.client();
+    let daemon = Launch::on(&database)
+        .env("RUN_INACTIVE_CUTOFF_TIME", "5")
+        .start()
+        .await;
+    writer.insert_flow("F").await;
+    let now = writer.now_secs().await;
+    // A heartbeat ahead of the clock, which comes into range after some seconds.
+    let ahead = writer.insert_run("F", Some(now + 15)).await;
+    eventually_status(&writer, "F", ahead, "failed").await;
+    let kept = async || {
+        let row = client.query_one(KEPT, &[]).await;
+        row.expect("the tables exist").get::<_, i64>(0)
+    };
+    assert_eq!(kept().await, 1, "the run has a timer");
+    // Events in the transaction that deletes the run.
+    run(
+        client,
+        &format!(
+            "begin;
+             insert into metadata_v3 (flow_id, run_number, step_name, task_id, field_name, value, type, ts_epoch)
+             values ('F', {ahead}, 'end', 1, 'attempt_ok', 'True', 't', 1);
+             delete from metadata_v3;
+             delete from runs_v3;
+             commit"
+        ),
+    )
+    .await;
+    eventually_eq(TIMEOUT, "nothing is kept", 0, kept).await;
+    assert!(daemon.terminate().await.success());
+}
