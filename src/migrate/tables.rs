@@ -74,12 +74,12 @@ impl Tables {
         Ok(found)
     }
 
-    /// Checks that the tables have all columns that the indexer reads. A database may have upstream's
-    /// first migrations only.
+    /// Checks that the tables have all columns and the index that the indexer reads. A database may
+    /// have upstream's first migrations only.
     ///
     /// # Errors
-    /// If one is missing; the message names it.
-    pub(super) async fn check_columns(&self, client: &Client) -> anyhow::Result<()> {
+    /// If one is missing; the message names it, and upstream's migration that adds it.
+    pub(super) async fn check_upstream(&self, client: &Client) -> anyhow::Result<()> {
         const MISSING: &str = "\
 -- migrate.missing_columns
 select string_agg(wanted, ', ' order by position)
@@ -99,13 +99,39 @@ select string_agg(wanted, ', ' order by position)
             if let Some(missing) = missing {
                 bail!(
                     "{name} has no column {missing}: run the migrations of the metadata service \
-                     first, or correct the name of the table"
+                     first (at least up to {COLUMNS_MIGRATION}), or correct the name of the table"
                 );
             }
         }
+        const INDEXED: &str = "\
+-- migrate.metadata_index
+select exists (select
+                 from pg_index i
+                where i.indrelid = to_regclass($1)
+                  and i.indisvalid
+                  and i.indpred is null
+                  and $2 = array(select a.attname::text
+                                   from unnest(i.indkey[0:2]) with ordinality k (attnum, position)
+                                   join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+                                  order by k.position))";
+        let name = self.metadata.quoted();
+        let columns = &["flow_id", "run_number", "step_name"][..];
+        let params = [(&name as _, Type::TEXT), (&columns as _, Type::TEXT_ARRAY)];
+        ensure!(
+            query_bool(client, INDEXED, &params).await?,
+            "{name} has no index on (flow_id, run_number, step_name), without which each status takes a \
+             read of the whole table: run the migrations of the metadata service first (at least up to \
+             {INDEX_MIGRATION}), or create such an index"
+        );
         Ok(())
     }
 }
+
+/// Upstream's migration that adds the newest of the columns below.
+const COLUMNS_MIGRATION: &str = "20200603104139_add_str_id_cols";
+
+/// Upstream's migration that creates the index on the metadata of a step.
+const INDEX_MIGRATION: &str = "20201002000616_update_metadata_primary_key";
 
 /// The columns of the runs table that the indexer and its read API read.
 const RUNS_COLUMNS: &[&str] = &[

@@ -46,7 +46,7 @@ pub async fn up(
     migrator.check_objects_owned().await?;
     let applied = migrator.applied().await?;
     migrator.check_installed_tables().await?;
-    migrator.tables.check_columns(&migrator.client).await?;
+    migrator.tables.check_upstream(&migrator.client).await?;
     migrator.check_column_is_free(&applied).await?;
     migrator.check_names_are_free().await?;
     if !options.allow_publications && !applied.contains(&COLUMN_VERSION) {

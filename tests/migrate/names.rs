@@ -164,7 +164,12 @@ async fn tables_without_all_of_upstreams_migrations_are_refused_with_what_is_mis
     for (undo, words) in [
         (
             "alter table runs_v3 drop column run_id, drop column last_heartbeat_ts",
-            "\"public\".\"runs_v3\" has no column run_id, last_heartbeat_ts",
+            "\"public\".\"runs_v3\" has no column run_id, last_heartbeat_ts: run the migrations of the \
+             metadata service first (at least up to 20200603104139_add_str_id_cols)",
+        ),
+        (
+            "drop index metadata_v3_akey",
+            "at least up to 20201002000616_update_metadata_primary_key",
         ),
         (
             "alter table metadata_v3 drop column id",
