@@ -18,7 +18,7 @@ local all all trust
 ";
 
 const END_SESSIONS: &str = "\
-select pg_terminate_backend(pid, 10000)
+select pg_terminate_backend(pid)
   from pg_stat_activity
  where usename = 'indexer'";
 
@@ -26,7 +26,11 @@ async fn server_with_password(password: &str) -> (Postgres, Database) {
     let server = start().await;
     set_rules(&server, RULES).await;
     let database = Database::on(&server).await;
-    let create = format!("create role indexer superuser login password '{password}'");
+    // The default before PostgreSQL 14 is md5.
+    let create = format!(
+        "set password_encryption = 'scram-sha-256';
+         create role indexer superuser login password '{password}'"
+    );
     let client = database.client().await;
     client
         .batch_execute(&create)
@@ -37,7 +41,9 @@ async fn server_with_password(password: &str) -> (Postgres, Database) {
 
 async fn change_password(database: &Database, password: &str) {
     let client = database.client().await;
-    let alter = format!("alter role indexer password '{password}'");
+    let alter = format!(
+        "set password_encryption = 'scram-sha-256'; alter role indexer password '{password}'"
+    );
     client
         .batch_execute(&alter)
         .await

@@ -39,8 +39,13 @@ impl Standby {
         mode(directory.path());
         let (copier, real) = (copier.display(), primary.programs().display());
         let (host, port) = (primary.host(), primary.port());
-        let copy =
-            format!("exec {copier} -D \"$2\" -R -X stream -c fast -h {host} -p {port} -U postgres");
+        let login = format!("host={host} port={port} user=postgres");
+        // The program writes parameters of its own version, which an older server may not know; the
+        // last line counts.
+        let copy = format!(
+            "{copier} -D \"$2\" -R -X stream -c fast -d '{login}' &&
+             echo \"primary_conninfo = '{login}'\" >>\"$2/postgresql.auto.conf\""
+        );
         program(directory.path(), "initdb", &copy);
         let serve = format!("exec {real}/postgres \"$@\"");
         program(directory.path(), "postgres", &serve);
