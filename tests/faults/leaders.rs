@@ -112,13 +112,13 @@ async fn a_leader_frozen_within_a_batch_keeps_no_lock_and_writes_nothing_stale()
     println!("the other took over after {:?}", start.elapsed());
     assert!(leads(&second).await);
 
+    // Before PostgreSQL 14 the server does not end an idle session, so the first daemon still has the
+    // lock, and the second gives way.
     first.thaw();
-    first
-        .logged("that the lead is lost", |line| {
-            line["message"] == "no longer leading"
-        })
-        .await;
-    assert!(!leads(&first).await);
+    eventually(TIMEOUT, "one of them leads", async || {
+        leads(&first).await != leads(&second).await
+    })
+    .await;
     eventually_no_drift(&watcher).await;
     for id in &ids {
         assert_eq!(writer.status("F", *id).await, "failed");
