@@ -203,8 +203,9 @@ $$;
 
 -- A text that the server can send to a client. In a database whose encoding is not UTF8 a text may
 -- have bytes that cannot be converted; then every character that is not ASCII is replaced.
+-- Not parallel safe, because an exception block is a subtransaction.
 create function status_indexer.convertible(value text) returns text
-language plpgsql stable parallel safe as $$
+language plpgsql stable as $$
 begin
   perform convert_to(value, 'UTF8');
   return value;
@@ -214,14 +215,14 @@ end
 $$;
 
 create function status_indexer.sendable(value text) returns text
-language sql stable parallel safe as $$
+language sql stable as $$
   select case when getdatabaseencoding() = 'UTF8' then value else status_indexer.convertible(value) end
 $$;
 
 -- The value of one metadata row as text, for display: up to 80 characters. A jsonb value without a
 -- text of its own (null, an object) is shown as JSON.
 create function status_indexer.evidence_text(id bigint) returns text
-language sql stable parallel safe as $$
+language sql stable as $$
   select status_indexer.sendable(left(coalesce(to_jsonb(m.value) ->> 0, to_jsonb(m.value)::text), 80))
     from {{metadata}} m
    where m.id = evidence_text.id

@@ -79,11 +79,22 @@ begin
                        from {{runs}} r
                       where r.flow_id = k.flow_id
                         and r.run_number = k.run_number)
+    ), waiting as materialized (
+      -- Without the rows that another call of `drain` has taken: it may have evaluated its runs before.
+      select q.flow_id, q.run_number
+        from status_indexer.queue q
+       where queued is not true
+         and (q.flow_id, q.run_number) in (select n.flow_id, n.run_number from not_locked n)
+         for key share of q skip locked
     ), enqueued as (
       insert into status_indexer.queue (flow_id, run_number)
       select flow_id, run_number
-        from not_locked
+        from not_locked n
        where queued is not true
+         and not exists (select
+                           from waiting w
+                          where w.flow_id = n.flow_id
+                            and w.run_number = n.run_number)
     )
     select jsonb_agg(jsonb_build_array(flow_id, run_number))
       into skipped
@@ -251,10 +262,9 @@ set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
-  ids          bigint[];
-  flow_ids     text[];
-  run_numbers  bigint[];
-  enqueued_ats timestamptz[];
+  ids         bigint[];
+  flow_ids    text[];
+  run_numbers bigint[];
 begin
   if suppress_ms is not null then
     perform setval('status_indexer.notify_suppressed_until',
@@ -262,18 +272,18 @@ begin
   end if;
 
   if except_ids is null then
-    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number), array_agg(enqueued_at)
-      into claimed, last_id, ids, flow_ids, run_numbers, enqueued_ats
-      from (select q.id, q.flow_id, q.run_number, q.enqueued_at
+    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number)
+      into claimed, last_id, ids, flow_ids, run_numbers
+      from (select q.id, q.flow_id, q.run_number
               from status_indexer.queue q
              where q.id > after_id
              order by q.id
              limit batch
                for update skip locked) claim;
   else
-    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number), array_agg(enqueued_at)
-      into claimed, last_id, ids, flow_ids, run_numbers, enqueued_ats
-      from (select q.id, q.flow_id, q.run_number, q.enqueued_at
+    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number)
+      into claimed, last_id, ids, flow_ids, run_numbers
+      from (select q.id, q.flow_id, q.run_number
               from status_indexer.queue q
              where q.id > after_id
                and q.id <> all (except_ids)
@@ -309,15 +319,15 @@ begin
   end if;
 
   -- `= any` of an array instead of a join: the planner knows a queue that is usually empty.
-  delete from status_indexer.queue q
-   where q.id = any (ids)
-     and (kept_ids is null or q.id <> all (kept_ids));
-
-  select array_agg(extract(epoch from clock_timestamp() - k.enqueued_at)::double precision)
+  with done as (
+    delete from status_indexer.queue q
+     where q.id = any (ids)
+       and (kept_ids is null or q.id <> all (kept_ids))
+    returning q.enqueued_at
+  )
+  select array_agg(extract(epoch from clock_timestamp() - enqueued_at)::double precision)
     into lags
-    from unnest(ids, enqueued_ats) k (id, enqueued_at)
-   where kept_ids is null
-      or k.id <> all (kept_ids);
+    from done;
 end
 $$;
 

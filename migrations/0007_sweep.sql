@@ -7,9 +7,24 @@ as $$
   select k.flow_id, k.run_number
     from unnest(flow_ids, run_numbers) k (flow_id, run_number)
    where status_indexer.sendable(k.flow_id) <> k.flow_id
+     and not exists (select
+                       from status_indexer.queue q
+                      where q.flow_id = k.flow_id
+                        and q.run_number = k.run_number)
 $$;
 
--- Finds the runs whose status time alone may have changed, and when it next can. It only reads;
+-- The same for all runs, which a backfill calls, because scans leave these runs out.
+create function status_indexer.enqueue_all_not_sendable() returns void
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select status_indexer.enqueue_not_sendable(array_agg(r.flow_id::text), array_agg(r.run_number::bigint))
+    from {{runs}} r
+   where getdatabaseencoding() <> 'UTF8'
+     and status_indexer.sendable(r.flow_id::text) <> r.flow_id
+$$;
+
+-- Finds the runs whose status time alone may have changed, and when it next can. It changes no status;
 -- `apply` decides.
 --
 -- With `since_secs` null, it returns every run whose stored status may be outdated by time: all

@@ -148,7 +148,7 @@ language sql stable as $$
   select r.flow_id::text, r.run_number::bigint
     from {{runs}} r
    where (r.flow_id, r.run_number) > (after_flow_id, after_run_number)
-     and status_indexer.sendable(r.flow_id) = r.flow_id
+     and (getdatabaseencoding() = 'UTF8' or status_indexer.sendable(r.flow_id) = r.flow_id)
    order by r.flow_id, r.run_number
   offset batch - 1
    limit 1

@@ -33,7 +33,7 @@ begin
   with end_step as materialized (
     -- Sorted in a second step: with the limit in the same query the planner prefers the index on
     -- ts_epoch, with which it reads every metadata row of the run.
-    select m.id, m.task_id, m.field_name, to_jsonb(m.value) ->> 0 as value, m.ts_epoch
+    select m.id, m.task_id, m.field_name, status_indexer.sendable(left(to_jsonb(m.value) ->> 0, 1000)) as value, m.ts_epoch
       from {{metadata}} m
      where m.flow_id = chosen.flow_id
        and m.run_number = chosen.run_number
@@ -63,7 +63,7 @@ begin
   select jsonb_build_object(
            'flow_id', flow_id,
            'run_number', run_number,
-           'run_id', run_id,
+           'run_id', status_indexer.sendable(run_id),
            'status', status,
            'reason', reason,
            'finished_at', case

@@ -153,7 +153,8 @@ impl Daemon {
             stop.clone(),
         );
         let write_timeout = Duration::from_secs(self.api.reader_write_timeout);
-        let limits = http::Limits::api(allowed.api, write_timeout);
+        let request_timeout = Duration::from_secs(self.api.reader_request_timeout);
+        let limits = http::Limits::api(allowed.api, write_timeout, request_timeout);
         let serving = http::serve(bound, api.routes(), limits, metrics.clone(), stop.clone());
         let served = Arc::clone(&api);
         stages.spawn(stage("api", async move {

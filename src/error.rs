@@ -120,6 +120,20 @@ impl Error {
         }
     }
 
+    /// Whether a single run may be the cause, for example through another trigger on its row. The same
+    /// code may have a cause that concerns all runs, such as a missing privilege.
+    #[must_use]
+    pub fn may_concern_one_run(&self) -> bool {
+        // Connections, logins, states of the transaction or the server, resources, locks.
+        const GENERAL: [&str; 10] = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "F0"];
+        match self {
+            Self::Postgres { source, .. } => source
+                .code()
+                .is_some_and(|code| !GENERAL.contains(&&code.code()[..2])),
+            _ => false,
+        }
+    }
+
     /// True if a lock on a table or row was not granted in time.
     #[must_use]
     pub fn is_lock_timeout(&self) -> bool {

@@ -242,7 +242,7 @@ impl Metrics {
         }
     }
 
-    /// Sets or clears a condition, with its reason; returns whether it held before.
+    /// Sets or clears a condition, with its reason; returns the reason before, if it held.
     pub fn set_condition(&self, condition: Condition, reason: Option<&str>) -> Option<String> {
         self.unhealthy
             .with_label_values(&[condition.name()])

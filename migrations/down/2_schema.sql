@@ -17,6 +17,7 @@ drop function if exists status_indexer.explain(text, text);
 drop function if exists status_indexer.key_after(text, bigint, integer);
 drop function if exists status_indexer.compare(text, bigint, integer, boolean);
 drop function if exists status_indexer.due(double precision, boolean);
+drop function if exists status_indexer.enqueue_all_not_sendable();
 drop function if exists status_indexer.enqueue_not_sendable(text[], bigint[]);
 drop function if exists status_indexer.flush_pending_list();
 drop function if exists status_indexer.drain(bigint, integer, integer, bigint[], boolean);

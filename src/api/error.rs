@@ -66,9 +66,9 @@ impl ApiError {
         Self::retry("too many requests are waiting for the database")
     }
 
-    /// 503 with `Retry-After`: the answers to slow clients take all the memory there is for them.
+    /// 503 with `Retry-After`: other answers, whose clients are perhaps slow, take all the memory.
     pub(super) fn slow_clients() -> Self {
-        Self::retry("too many answers are waiting for slow clients")
+        Self::retry("other answers take all the memory that there is for them")
     }
 
     fn retry(reason: &str) -> Self {

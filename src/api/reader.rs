@@ -77,6 +77,11 @@ impl std::ops::Deref for Rows {
 }
 
 impl Rows {
+    /// The size of all rows.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn receive(&mut self, row: Row, memory: &Memory) {
         let size = row.raw_size_bytes();
         let before = self.bytes;

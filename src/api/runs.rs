@@ -59,6 +59,9 @@ async fn page(
     let more = runs.len() > size;
     runs.truncate(size);
     let bytes = run_row::size(flow_id, &rows) + 2;
+    if rows.bytes() + bytes > api.pages.total() {
+        return Err(ApiError::too_large(api.pages.total() / 2));
+    }
     // Not awaited, because the rows hold their own share meanwhile.
     let share = api.pages.try_share(bytes);
     let share = share.ok_or_else(ApiError::slow_clients)?;

@@ -39,6 +39,8 @@ const GROWTH: usize = 4;
 
 /// How long a new list waits for a share of the budget.
 const SHARE_WAIT: Duration = Duration::from_secs(5);
+/// How long a list in progress waits for one.
+const CHUNK_WAIT: Duration = Duration::from_secs(60);
 /// Attempts at a chunk once the answer has begun.
 const ATTEMPTS: u32 = 3;
 
@@ -127,8 +129,11 @@ impl Rest {
         let stop = &self.api.stop;
         let mut attempt = 1;
         loop {
-            let share = stop.run_until_cancelled(self.api.lists.share(CHUNK)).await;
-            let share = share.ok_or_else(|| io::Error::other("the daemon is stopping"))?;
+            let share = timeout(CHUNK_WAIT, self.api.lists.share(CHUNK));
+            let share = stop.run_until_cancelled(share).await;
+            let share = share
+                .ok_or_else(|| io::Error::other("the daemon is stopping"))?
+                .map_err(|_| io::Error::other("other answers take all the memory"))?;
             match chunk(&self.api, WhenFull::Wait, &self.flow_id, self.next, share).await {
                 Ok(chunk) => return Ok(chunk),
                 Err(_) if attempt < ATTEMPTS => attempt += 1,
@@ -169,7 +174,8 @@ async fn chunk(
         // awaited while its bytes are held.
         if bytes > share.bytes() + CHUNK && !api.lists.is_whole(&share) {
             drop((rows, share));
-            share = api.lists.share(bytes).await;
+            let waited = timeout(CHUNK_WAIT, api.lists.share(bytes)).await;
+            share = waited.map_err(|_| ApiError::slow_clients())?;
             continue;
         }
         let runs = run_row::read(&rows, false)?;

@@ -23,7 +23,7 @@ impl Server {
         let api = Api::new(prefix.to_owned(), version, metrics.clone(), stop.clone());
         let bound = bind(([127, 0, 0, 1], 0).into()).await.expect("a free port");
         let addr = bound.addr;
-        let limits = HttpLimits::api(64, Duration::from_secs(60));
+        let limits = HttpLimits::api(64, Duration::from_secs(60), Duration::from_secs(600));
         let serving = serve(bound, api.routes(), limits, metrics.clone(), stop.clone());
         tokio::spawn(serving);
         Self {

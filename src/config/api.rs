@@ -60,6 +60,10 @@ pub struct ApiArgs {
     #[arg(long, env = "STATUS_INDEXER_READER_STATEMENT_TIMEOUT", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=600))]
     pub reader_statement_timeout: u64,
+    /// Maximum seconds for a request, from its head to the end of the answer
+    #[arg(long, env = "STATUS_INDEXER_READER_REQUEST_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub reader_request_timeout: u64,
     /// Seconds after which a client that takes nothing of its answer is disconnected
     #[arg(long, env = "STATUS_INDEXER_READER_WRITE_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=3_600))]

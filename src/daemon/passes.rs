@@ -46,10 +46,14 @@ pub(super) struct Passes {
     full_not_before: Instant,
     /// Whether the last batch was one of a full pass.
     last_was_full: bool,
+    /// The highest id seen.
+    highest: i64,
 }
 
 #[derive(Debug, Default)]
 struct FullPass {
+    /// The highest id that was known when it began: rows above it are new.
+    end: i64,
     /// The highest id seen.
     last_id: Option<i64>,
     /// The time its own batches have taken.
@@ -70,13 +74,17 @@ impl Passes {
             full_due: now,
             full_not_before: now,
             last_was_full: false,
+            highest: 0,
         }
     }
 
     /// The rows of the next batch.
     pub(super) fn next(&mut self, now: Instant) -> QueueRows {
         if self.full.is_none() && now >= self.full_due {
-            self.full = Some(FullPass::default());
+            self.full = Some(FullPass {
+                end: self.highest,
+                ..FullPass::default()
+            });
             self.last_was_full = false;
         }
         match &self.full {
@@ -97,7 +105,7 @@ impl Passes {
         }
     }
 
-    /// Takes note of the outcome of a batch.
+    /// Records the outcome of a batch.
     pub(super) fn advance(
         &mut self,
         rows: &QueueRows,
@@ -118,9 +126,13 @@ impl Passes {
                 self.full_due = self.full_due.min(due);
             }
         }
+        self.highest = self.highest.max(drained.last_id.unwrap_or(0));
         self.kept_ids.extend(&drained.kept_ids);
         self.keeps |= !drained.kept_ids.is_empty();
-        self.kept_ids = self.kept_ids.split_off(&(self.hint + 1));
+        // The end of a full pass may lower the hint.
+        let pass = self.full.as_ref().and_then(|pass| pass.last_id);
+        let lowest = pass.map_or(self.hint, |last_id| self.hint.min(last_id - SLACK));
+        self.kept_ids = self.kept_ids.split_off(&(lowest + 1));
     }
 
     fn advance_full(&mut self, rows: &QueueRows, drained: &Drained, took: Duration, now: Instant) {
@@ -131,24 +143,27 @@ impl Passes {
         pass.keeps |= !drained.kept_ids.is_empty();
         pass.last_id = drained.last_id.or(pass.last_id);
         // The rows of this batch were tried again.
-        let tried_to = if drained.is_full() {
+        let reached = if drained.is_full() {
             drained.last_id.unwrap_or(i64::MAX)
         } else {
             i64::MAX
         };
         self.kept_ids
-            .retain(|id| *id <= rows.after_id || *id > tried_to);
-        if drained.is_full() {
+            .retain(|id| *id <= rows.after_id || *id > reached);
+        if drained.is_full() && (pass.end == 0 || reached < pass.end) {
             self.full = Some(pass);
             return;
         }
-        if let Some(last_id) = pass.last_id {
+        if let Some(last_id) = pass.last_id
+            && !drained.is_full()
+        {
             // Also right if the ids have restarted meanwhile.
             self.hint = last_id - SLACK;
+            self.highest = last_id;
         }
-        self.keeps = pass.keeps;
+        self.keeps = pass.keeps || !self.kept_ids.is_empty();
         self.full_not_before = now + pass.spent * RETRY_PARTS;
-        self.full_due = if pass.keeps {
+        self.full_due = if self.keeps {
             self.full_not_before.max(now + self.retry.next_wait())
         } else {
             self.retry.reset();
@@ -240,7 +255,7 @@ mod tests {
             while queue.passes.is_full_pass() || queue.passes.kept_ids.is_empty() {
                 queue.poll();
             }
-            for id in locked + 1..locked + 300 {
+            for id in (locked + 1..locked + 60_000).step_by(200) {
                 queue.ids.insert(id);
                 let polls = queue.polls_until_done(id);
                 assert!(polls <= 2, "{polls} polls for {id} behind {locked}");

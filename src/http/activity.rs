@@ -18,9 +18,6 @@ use tokio::time::Instant;
 
 use super::server::Limits;
 
-/// Later than any limit.
-const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
-
 /// Which limit a connection has exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exceeded {
@@ -105,9 +102,7 @@ impl Activity {
         let of_phase = match state.phase {
             Phase::Waiting if state.served => (after(limits.idle), Exceeded::Idle),
             Phase::Waiting | Phase::Head => (after(limits.head), Exceeded::Head),
-            Phase::Answering | Phase::Sending => {
-                (after(limits.request.unwrap_or(NEVER)), Exceeded::Request)
-            }
+            Phase::Answering | Phase::Sending => (after(limits.request), Exceeded::Request),
         };
         match state.blocked.map(|since| since + limits.write) {
             Some(blocked) if blocked < of_phase.0 => (blocked, Exceeded::Write),

@@ -28,12 +28,12 @@ pub fn connections(database: usize, api: usize) -> Connections {
     // Without a limit that can be read, the configured number holds.
     let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
     let allowed = divide(open_files, database, api);
-    if allowed.api < api {
+    if allowed.api < api || u64::try_from(allowed.metrics) != Ok(METRICS) {
         tracing::warn!(
             limit = open_files,
             http.max_connections = allowed.api,
-            "the limit on open files allows fewer connections than --max-connections: raise it with \
-             `ulimit -n`"
+            metrics.max_connections = allowed.metrics,
+            "the limit on open files allows fewer HTTP connections: raise it with `ulimit -n`"
         );
     }
     allowed

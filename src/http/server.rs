@@ -52,7 +52,7 @@ pub struct Limits {
     /// From one request to the next.
     pub idle: Duration,
     /// From the head of a request to the end of the answer.
-    pub request: Option<Duration>,
+    pub request: Duration,
     /// Without the client taking a byte of the answer.
     pub write: Duration,
 }
@@ -63,21 +63,24 @@ impl Limits {
     pub fn metrics(connections: usize) -> Self {
         Self {
             listener: "metrics",
-            request: Some(Duration::from_secs(10)),
-            ..Self::api(connections, Duration::from_secs(10))
+            ..Self::api(
+                connections,
+                Duration::from_secs(10),
+                Duration::from_secs(10),
+            )
         }
     }
 
-    /// The limits of the read API. A long list may take as long as its client goes on reading.
+    /// The limits of the read API.
     #[must_use]
-    pub fn api(connections: usize, write: Duration) -> Self {
+    pub fn api(connections: usize, write: Duration, request: Duration) -> Self {
         Self {
             listener: "api",
             connections,
             head: Duration::from_secs(10),
             // More than the 60 s for which nginx keeps a connection, so that the client closes it.
             idle: Duration::from_secs(75),
-            request: None,
+            request,
             write,
         }
     }
@@ -391,7 +394,7 @@ mod tests {
             connections: 10,
             head: LONG,
             idle: LONG,
-            request: Some(LONG),
+            request: LONG,
             write: LONG,
         };
         let head = Limits {
@@ -403,7 +406,7 @@ mod tests {
             ..long
         };
         let whole = Limits {
-            request: Some(SHORT),
+            request: SHORT,
             ..long
         };
         let write = Limits {
@@ -430,7 +433,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_new_client_takes_the_place_of_the_longest_idle_connection() {
-        let served = Served::new(Limits::api(3, LONG)).await;
+        let served = Served::new(Limits::api(3, LONG, LONG)).await;
         let mut answering = served.send(&request("/never")).await;
         assert_eq!(answering.read_exact(&mut [0; 12]).await.ok(), Some(12));
         let mut first = served.send("").await;
@@ -447,7 +450,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_new_client_waits_while_each_connection_has_a_request() {
-        let served = Served::new(Limits::api(1, LONG)).await;
+        let served = Served::new(Limits::api(1, LONG, LONG)).await;
         let mut answering = served.send(&request("/never")).await;
         assert_eq!(answering.read_exact(&mut [0; 12]).await.ok(), Some(12));
         let mut waiting = served.send(&request("/")).await;

@@ -29,7 +29,7 @@ const FLUSH_AFTER: i64 = 4_000;
 /// How often the end of a backfill checks whether earlier events have been applied.
 const QUEUE_POLL: Duration = Duration::from_millis(100);
 
-/// The pause after each look at the whole queue, as a multiple of the time that it took.
+/// The pause after each pass over the whole queue, as a multiple of the time that it took.
 const QUEUE_PAUSE_PARTS: u32 = 4;
 
 /// Limits the log lines about waiting for the last runs.
@@ -86,6 +86,7 @@ impl Backfill<'_> {
         stop: &CancellationToken,
         report: impl FnMut(&Progress) + Send,
     ) -> Result<Outcome, Error> {
+        self.store.enqueue_not_sendable().await?;
         let mut correction = Correction {
             backfill: &self,
             progress: Progress {

@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Store, column, list};
-use crate::error::{Error, Remedy};
+use crate::error::Error;
 use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::pg::{LONG, SHORT, name_of};
@@ -226,7 +226,7 @@ impl Store {
         ];
         match self.db.query_one(APPLY, &params, SHORT).await {
             Ok(row) => Applied::read(&row, name_of(APPLY)),
-            Err(error) if error.remedy() == Remedy::Refused => {
+            Err(error) if error.may_concern_one_run() => {
                 let row = self.db.query_one(APPLY_EACH, &params, SHORT).await?;
                 Applied::read(&row, name_of(APPLY_EACH))
             }

@@ -3,14 +3,18 @@
 use tokio_postgres::types::Type;
 
 use super::{Applied, Store, column};
-use crate::error::{Error, Remedy};
-use crate::pg::{SHORT, name_of};
+use crate::error::Error;
+use crate::pg::{LONG, SHORT, name_of};
 
 const DRAIN: &str = "\
 -- queue.drain
 select claimed, last_id, kept_ids, lags, applied, jsonb_array_length(skipped) as skipped, changes, invalid,
        next_deadline, held_secs, refused
   from status_indexer.drain($1, $2, $3, $4, $5)";
+
+const ENQUEUE_NOT_SENDABLE: &str = "\
+-- queue.enqueue_not_sendable
+select status_indexer.enqueue_all_not_sendable()";
 
 const DEPTH: &str = "\
 -- queue.depth
@@ -80,7 +84,7 @@ impl Store {
         suppress_ms: Option<i32>,
     ) -> Result<Drained, Error> {
         match self.drain_rows(rows, max, suppress_ms, false).await {
-            Err(error) if error.remedy() == Remedy::Refused => {
+            Err(error) if error.may_concern_one_run() => {
                 self.drain_rows(rows, max, suppress_ms, true).await
             }
             drained => drained,
@@ -126,6 +130,16 @@ impl Store {
             self.batch.learn(taken, drained.applied.held);
         }
         Ok(drained)
+    }
+
+    /// Puts the runs that scans leave out into the queue: those of flows whose names the server cannot
+    /// send, in a database whose encoding is not UTF8.
+    ///
+    /// # Errors
+    /// If the call fails.
+    pub async fn enqueue_not_sendable(&self) -> Result<(), Error> {
+        let rows = self.db.query(ENQUEUE_NOT_SENDABLE, &[], LONG).await;
+        rows.map(drop)
     }
 
     /// The number of rows in the queue (counted up to 10,000), and the age of the oldest of them in

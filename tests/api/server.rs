@@ -113,7 +113,11 @@ impl ApiServer {
         tokio::spawn(status_indexer::http::serve(
             bound,
             api.routes(),
-            status_indexer::http::Limits::api(64, Duration::from_secs(60)),
+            status_indexer::http::Limits::api(
+                64,
+                Duration::from_secs(60),
+                Duration::from_secs(600),
+            ),
             metrics.clone(),
             stop.clone(),
         ));

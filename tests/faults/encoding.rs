@@ -87,3 +87,21 @@ async fn runs_with_texts_that_cannot_be_sent_stop_nothing() {
     let output = Launch::on(&database).args(&["verify"]).output().await;
     assert!(output.status.success(), "{}", text_of(&output));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_evaluates_runs_whose_flow_cannot_be_sent() {
+    let database = Database::sql_ascii().await;
+    let client = database.client().await;
+    run(&client, RUNS).await;
+    run(&client, "update runs_v3 set last_heartbeat_ts = 1").await;
+    run(&client, ENDS).await;
+    let daemon = Launch::on(&database).start().await;
+    daemon.ready().await;
+    let expected = ["completed", "failed", "completed", "failed", "failed"];
+    assert_eq!(statuses(&client).await, expected);
+    let url = format!("http://{}/flows/F/runs/4/status", daemon.api().await);
+    let http = reqwest::Client::builder().no_proxy().build();
+    let answer = http.expect("a plain client").get(&url).send().await;
+    assert_eq!(answer.expect("the API answers").status(), 200);
+    assert!(daemon.terminate().await.success());
+}

@@ -13,11 +13,14 @@ use testkit::writer::Writer;
 /// A reconciliation pass pauses for 49 times the time that a batch takes.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(180);
 
-/// A neighbour's trigger, which refuses to change the runs of one flow.
+/// A neighbour's trigger, which refuses to change the runs of one flow, some of them with the code of a
+/// missing privilege.
 const REFUSE: &str = "\
 create function refuse() returns trigger language plpgsql as $$
 begin
-  if new.flow_id = 'Refused' then
+  if new.flow_id = 'Refused' and new.run_number % 2 = 0 then
+    raise exception using errcode = 'insufficient_privilege', message = 'runs of this flow are closed';
+  elsif new.flow_id = 'Refused' then
     raise exception 'runs of this flow are closed';
   end if;
   return new;
