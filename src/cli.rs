@@ -78,7 +78,7 @@ pub enum Command {
     /// Install, upgrade, inspect or remove the database objects
     Migrate(MigrateArgs),
     /// Run the daemon: keep the column current; serve the read API, /metrics, /healthz and /readyz
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Run the backfill at full speed, with progress; it can be stopped and resumed
     Backfill(BackfillArgs),
     /// Compare every stored status with the definition, read only; exit code 0 no drift, 1 drift,
@@ -96,7 +96,7 @@ pub async fn execute(command: Command, stop: CancellationToken) -> Result<Exit, 
     // Boxed, because a future is as large as its largest branch.
     match command {
         Command::Migrate(args) => Box::pin(migrate(args, &stop)).await,
-        Command::Run(args) => Box::pin(run(args, stop)).await,
+        Command::Run(args) => Box::pin(run(*args, stop)).await,
         Command::Backfill(args) => Box::pin(backfill(args, &stop)).await,
         Command::Verify(args) => Box::pin(verify(args, &stop)).await,
         Command::Explain(args) => Box::pin(explain(args, &stop)).await,
