@@ -13,9 +13,10 @@ use crate::api::Limits;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Read API")]
 pub struct ApiArgs {
-    /// Address for the read API; [::]:8081 or :8081 for all interfaces, IPv4 and IPv6; off for none
+    /// Address for the read API, if it is on.
     #[arg(
         long,
+        help = "Address for the read API; [::]:8081 or :8081 for all interfaces, IPv4 and IPv6; off for none",
         env = "STATUS_INDEXER_HTTP_LISTEN",
         default_value = "127.0.0.1:8081",
         value_name = "ADDR",

@@ -11,10 +11,10 @@ use crate::pg::SessionMode;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Daemon")]
 pub struct DaemonArgs {
-    /// Address for /metrics, /healthz and /readyz; [::]:9487 or :9487 for all interfaces, IPv4 and
-    /// IPv6
+    /// Address for /metrics, /healthz and /readyz.
     #[arg(
         long,
+        help = "Address for /metrics, /healthz and /readyz; [::]:9487 or :9487 for all interfaces, IPv4 and IPv6",
         env = "STATUS_INDEXER_METRICS_LISTEN",
         default_value = "127.0.0.1:9487",
         value_name = "ADDR",
