@@ -237,7 +237,7 @@ create function status_indexer.drain(
   -- Not null: the worker polls for this many milliseconds, and writers need not notify it.
   suppress_ms   integer,
   -- Rows that are not taken.
-  except_ids    bigint[] default null,
+  except_ids    bigint[] default '{}',
   -- Whether to apply each run on its own.
   each          boolean default false,
   out claimed   integer,
@@ -271,26 +271,15 @@ begin
                    (extract(epoch from clock_timestamp()) * 1000)::bigint + suppress_ms);
   end if;
 
-  if except_ids is null then
-    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number)
-      into claimed, last_id, ids, flow_ids, run_numbers
-      from (select q.id, q.flow_id, q.run_number
-              from status_indexer.queue q
-             where q.id > after_id
-             order by q.id
-             limit batch
-               for update skip locked) claim;
-  else
-    select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number)
-      into claimed, last_id, ids, flow_ids, run_numbers
-      from (select q.id, q.flow_id, q.run_number
-              from status_indexer.queue q
-             where q.id > after_id
-               and q.id <> all (except_ids)
-             order by q.id
-             limit batch
-               for update skip locked) claim;
-  end if;
+  select count(*), max(id), array_agg(id), array_agg(flow_id), array_agg(run_number)
+    into claimed, last_id, ids, flow_ids, run_numbers
+    from (select q.id, q.flow_id, q.run_number
+            from status_indexer.queue q
+           where q.id > after_id
+             and q.id <> all (except_ids)
+           order by q.id
+           limit batch
+             for update skip locked) claim;
 
   if claimed = 0 then
     return;

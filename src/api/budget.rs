@@ -1,8 +1,8 @@
 //! Bounds the memory of answers that wait for their clients.
 //!
 //! An answer holds a share of a budget of bytes until its last byte is handed to the system. Promises
-//! that slow clients, however many, hold no more than the budget. Lists and pages have a budget each,
-//! so that slow readers of lists never delay a page.
+//! that slow clients, however many, hold about the budget (an answer may be somewhat larger than its
+//! share). Lists and pages have a budget each, so that slow readers of lists never delay a page.
 
 use std::sync::Arc;
 

@@ -9,8 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::cursor::Cursor;
 use super::filter::{Clause, Field, Filter, Kind, Operator, TagOperator, Values};
-use super::run_row::COLUMNS;
-use super::statement::{Memory, Param, Plan, Statement, TABLE};
+use super::statement::{Memory, Param, Plan, RUN_COLUMNS, Statement, TABLE};
 
 /// Which runs of a flow to read, and which part of them.
 #[derive(Debug)]
@@ -97,7 +96,7 @@ impl Builder {
     fn unfiltered(&self) -> String {
         format!(
             "-- api.runs
-select {COLUMNS}
+select {RUN_COLUMNS}
   from {TABLE} r
  where r.flow_id = {FLOW}{}
  order by r.ts_epoch desc, r.run_number desc
@@ -145,7 +144,7 @@ select p.*, s.valid_since is not null as valid
             Plan::Custom => String::new(),
         };
         format!(
-            "select {COLUMNS}, r.run_status
+            "select {RUN_COLUMNS}, r.run_status
   from {TABLE} r
  where r.flow_id = {FLOW}
    and r.run_status = {status}{narrow}{}

@@ -12,12 +12,15 @@ use super::run_row::{COLUMNS, SENDABLE_COLUMNS};
 /// come from a request.
 pub(super) const TABLE: &str = "{runs}";
 
+/// Stands for the columns of a run in a statement's text.
+pub(super) const RUN_COLUMNS: &str = "{columns}";
+
 /// A parameter's value and its type.
 pub(super) type Param = (Box<dyn ToSql + Sync + Send>, Type);
 
 /// A statement with its values.
 pub(super) struct Statement {
-    /// The text, with [`TABLE`] in place of the runs' table.
+    /// The text, with [`TABLE`] in place of the runs' table and [`RUN_COLUMNS`] in place of its columns.
     pub(super) template: String,
     pub(super) params: Vec<Param>,
     pub(super) plan: Plan,
@@ -58,12 +61,10 @@ impl Statement {
     /// The text for the runs' table of this (quoted) name, which can change while the API runs. With
     /// `sendable`, characters that the server cannot send are replaced.
     pub(super) fn sql(&self, table: &str, sendable: bool) -> String {
-        let sql = self.template.replace(TABLE, table);
-        if sendable {
-            sql.replace(COLUMNS, SENDABLE_COLUMNS)
-        } else {
-            sql
-        }
+        let columns = if sendable { SENDABLE_COLUMNS } else { COLUMNS };
+        self.template
+            .replace(TABLE, table)
+            .replace(RUN_COLUMNS, columns)
     }
 
     /// The types of the parameters.

@@ -100,12 +100,11 @@ impl Store {
     ) -> Result<Drained, Error> {
         let requested = max.min(self.batch.get());
         let batch = i32::try_from(requested).unwrap_or(i32::MAX);
-        let except_ids = (!rows.except_ids.is_empty()).then_some(&rows.except_ids);
         let params = [
             (&rows.after_id as _, Type::INT8),
             (&batch as _, Type::INT4),
             (&suppress_ms as _, Type::INT4),
-            (&except_ids as _, Type::INT8_ARRAY),
+            (&rows.except_ids as _, Type::INT8_ARRAY),
             (&each as _, Type::BOOL),
         ];
         let row = self.db.query_one(DRAIN, &params, SHORT).await?;

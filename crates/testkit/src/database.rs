@@ -57,10 +57,7 @@ pub struct Database {
 impl Database {
     /// A new database with upstream's tables, on the shared server.
     pub async fn fresh() -> Self {
-        let server = shared().await;
-        let database = Self::named(server, Some(server.config("postgres")));
-        create(server, &database.name, TEMPLATE).await;
-        database
+        Self::on_shared(TEMPLATE).await
     }
 
     /// A new database with upstream's tables, on a server of the test's own.
@@ -70,39 +67,35 @@ impl Database {
     pub async fn on(server: &Postgres) -> Self {
         let database = Self::named(server, None);
         create(server, &database.name, "template0").await;
-        database
-            .client()
-            .await
-            .batch_execute(UPSTREAM)
-            .await
-            .expect("upstream's tables on an empty database");
-        database
+        database.create_tables().await
     }
 
     /// A new database without any table, on the shared server.
     pub async fn empty() -> Self {
-        let server = shared().await;
-        let database = Self::named(server, Some(server.config("postgres")));
-        create(server, &database.name, "template0").await;
-        database
+        Self::on_shared("template0").await
     }
 
-    /// The same with upstream's tables, in a database whose texts may have any bytes.
+    /// A new database with upstream's tables, on the shared server, whose texts may have any bytes.
     ///
     /// # Panics
     /// If the tables cannot be created.
     pub async fn sql_ascii() -> Self {
+        let template = "template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'";
+        Self::on_shared(template).await.create_tables().await
+    }
+
+    async fn on_shared(template: &str) -> Self {
         let server = shared().await;
         let database = Self::named(server, Some(server.config("postgres")));
-        let locale = "template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'";
-        create(server, &database.name, locale).await;
+        create(server, &database.name, template).await;
         database
-            .client()
-            .await
-            .batch_execute(UPSTREAM)
-            .await
-            .expect("upstream's tables on an empty database");
-        database
+    }
+
+    async fn create_tables(self) -> Self {
+        let client = self.client().await;
+        let created = client.batch_execute(UPSTREAM).await;
+        created.expect("upstream's tables on an empty database");
+        self
     }
 
     fn named(server: &Postgres, admin: Option<Config>) -> Self {
