@@ -49,7 +49,15 @@ create table status_indexer.state (
   runs_table         text not null,
   metadata_table     text not null,
   -- `trigger_functions_hash()` as installed.
-  trigger_functions  text
+  trigger_functions  text,
+  -- Between these two times (seconds since the epoch) time changes no status of a run that has no
+  -- row in the queue or in the timers. Null before they are known.
+  deadlines_from_secs  numeric,
+  deadlines_until_secs numeric,
+  -- The queue has no row with a lower id.
+  first_queue_id     bigint not null default 0,
+  -- Counts the changes of these three, so that none is based on an outdated reading.
+  read_bounds_version bigint not null default 0
 );
 
 -- For the readers of the view and the callers of `is_valid()`.
@@ -84,7 +92,11 @@ language sql volatile as $$
          scan_run_number = null,
          scan_started_at = null,
          scan_compared = 0,
-         scan_corrected = 0
+         scan_corrected = 0,
+         deadlines_from_secs = null,
+         deadlines_until_secs = null,
+         first_queue_id = 0,
+         read_bounds_version = read_bounds_version + 1
   returning generation
 $$;
 

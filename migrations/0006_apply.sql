@@ -37,6 +37,8 @@ declare
   began              timestamptz := clock_timestamp();
   now_secs           numeric;
   cutoff             bigint;
+  -- The earliest end of a heartbeat's range.
+  first_expiry       numeric;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
@@ -67,6 +69,9 @@ begin
                          from {{runs}} r
                         where r.flow_id = k.flow_id
                           and r.run_number = k.run_number);
+
+    -- Before the ids of new queue rows are taken: see `publish_read_bounds`.
+    perform txid_current();
 
     with not_locked as (
       select distinct k.flow_id, k.run_number
@@ -159,9 +164,18 @@ begin
                                       'run_number', run_number,
                                       'value', status_indexer.evidence_text(ok_id)))
            filter (where invalid),
-         min(status_indexer.next_change(reason, heartbeat, now_secs, cutoff))::double precision
-    into changes, invalid, next_deadline
+         min(status_indexer.next_change(reason, heartbeat, now_secs, cutoff))::double precision,
+         min(status_indexer.next_change(reason, heartbeat, now_secs, cutoff)) filter (where reason = 'heartbeat')
+    into changes, invalid, next_deadline, first_expiry
     from evaluated;
+
+  -- Readers do not look at the deadlines of running runs until `deadlines_until_secs`, which never lies
+  -- beyond this sum.
+  if first_expiry < now_secs + cutoff - status_indexer.fresh_secs(cutoff) then
+    update status_indexer.state
+       set deadlines_until_secs = least(deadlines_until_secs, first_expiry),
+           read_bounds_version = read_bounds_version + 1;
+  end if;
 
   held_secs := extract(epoch from clock_timestamp() - began);
 end
@@ -220,6 +234,7 @@ begin
                                               from status_indexer.queue q
                                              where q.flow_id = flow_ids[i]
                                                and q.run_number = run_numbers[i]) then
+        perform txid_current();
         insert into status_indexer.queue (flow_id, run_number)
         values (flow_ids[i], run_numbers[i]);
       end if;

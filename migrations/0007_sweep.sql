@@ -1,8 +1,10 @@
 -- Puts the runs whose flow cannot be sent to a client into the queue, which is drained on the server.
 create function status_indexer.enqueue_not_sendable(flow_ids text[], run_numbers bigint[]) returns void
-language sql volatile
+language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
+begin
+  perform txid_current();
   insert into status_indexer.queue (flow_id, run_number)
   select k.flow_id, k.run_number
     from unnest(flow_ids, run_numbers) k (flow_id, run_number)
@@ -10,7 +12,8 @@ as $$
      and not exists (select
                        from status_indexer.queue q
                       where q.flow_id = k.flow_id
-                        and q.run_number = k.run_number)
+                        and q.run_number = k.run_number);
+end
 $$;
 
 -- The same for all runs, which a backfill calls, because scans leave these runs out.
@@ -115,6 +118,122 @@ begin
       into flow_ids, run_numbers, deadlines
       from unnest(flow_ids, run_numbers, deadlines) k (flow_id, run_number, deadline)
      where status_indexer.sendable(k.flow_id) = k.flow_id;
+  end if;
+end
+$$;
+
+-- Determines what readers rely on (see `pending`): until when no deadline passes, and the first row of
+-- the queue. Both are lower bounds, so they may be outdated, but never too high.
+--
+-- A snapshot does not contain the transactions that are in progress, and such a transaction may be
+-- old: it evaluated a run, inserted one with a fresh heartbeat, or took an id of the queue long ago,
+-- and commits after this function. So a call works in two steps. It returns a mark: a time, the next
+-- transaction id at that time, and the last id of the queue before it. A later call with this mark
+-- publishes, if every transaction with a lower id is over in its snapshot. Then whatever the snapshot
+-- lacks happens after the mark: it creates no deadline before the mark's time plus the cutoff, less the
+-- age of a heartbeat that counts as fresh; `apply` itself reports an earlier one, which the version
+-- shows. And it takes no id of the queue up to the mark's.
+create function status_indexer.publish_read_bounds(
+  -- As returned by an earlier call; null for none.
+  mark_secs        double precision,
+  mark_xid         bigint,
+  mark_queue_id    bigint,
+  out published    boolean,
+  -- What was published, seconds since the epoch.
+  out until_secs   double precision,
+  -- A new mark.
+  out new_secs     double precision,
+  out new_xid      bigint,
+  out new_queue_id bigint
+)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  now_secs numeric;
+  all_over boolean;
+  version  bigint;
+  until    numeric;
+  first_id bigint;
+begin
+  -- In this order: the id of the queue, the time, the transaction id.
+  select case when q.is_called then q.last_value else 0 end
+    into new_queue_id
+    from status_indexer.queue_id_seq q;
+  now_secs := status_indexer.clock();
+  new_secs := now_secs;
+  new_xid := txid_current();
+  published := false;
+
+  if mark_xid is null then
+    -- A copy of the database may lack the position of the queue's sequence.
+    update status_indexer.state
+       set first_queue_id = 0,
+           read_bounds_version = read_bounds_version + 1
+     where first_queue_id > new_queue_id + 1;
+    return;
+  end if;
+
+  with bounds as (
+    select s.cutoff_secs,
+           s.first_queue_id,
+           s.read_bounds_version,
+           -- The clock may have stepped back.
+           case when now_secs >= s.deadlines_from_secs then s.deadlines_until_secs end as known_until
+      from status_indexer.state s
+  ), running_runs as (
+    select r.flow_id::text,
+           r.run_number::bigint,
+           r.last_heartbeat_ts::bigint as heartbeat,
+           b.cutoff_secs,
+           b.known_until,
+           status_indexer.in_range(r.last_heartbeat_ts::bigint, now_secs, b.cutoff_secs) as in_range,
+           status_indexer.next_change('heartbeat', r.last_heartbeat_ts::bigint, now_secs, b.cutoff_secs) as expires_at
+      from bounds b
+     cross join {{runs}} r
+     where r.run_status = 'running'
+  )
+  select txid_snapshot_xmin(txid_current_snapshot()) >= mark_xid,
+         b.read_bounds_version,
+         least(mark_secs::numeric + b.cutoff_secs - status_indexer.fresh_secs(b.cutoff_secs),
+               (select min(w.expires_at)
+                  from running_runs w
+                 where case
+                         when w.in_range then true
+                         -- Deadlines before the known range were looked at when it was determined: these
+                         -- runs are being retried.
+                         when w.expires_at < w.known_until then false
+                         -- Readers evaluate each run in the queue.
+                         when exists (select
+                                        from status_indexer.queue q
+                                       where q.id >= b.first_queue_id
+                                         and q.flow_id = w.flow_id
+                                         and q.run_number = w.run_number) then false
+                         else exists (select
+                                        from status_indexer.evidence(w.flow_id, w.run_number) e
+                                       where status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, w.heartbeat, now_secs,
+                                                                   w.cutoff_secs) = 'heartbeat_lost')
+                       end)),
+         least(mark_queue_id + 1,
+               (select q.id
+                  from status_indexer.queue q
+                 where q.id >= b.first_queue_id
+                 order by q.id
+                 limit 1))
+    into all_over, version, until, first_id
+    from bounds b;
+
+  if all_over then
+    update status_indexer.state
+       set deadlines_from_secs = mark_secs::numeric,
+           deadlines_until_secs = until,
+           first_queue_id = first_id,
+           read_bounds_version = read_bounds_version + 1
+     where read_bounds_version = version;
+    published := found;
+    until_secs := until;
   end if;
 end
 $$;

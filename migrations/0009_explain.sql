@@ -7,7 +7,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  now_secs numeric := status_indexer.clock();
+  now_secs numeric := status_indexer.evaluation_clock();
   cutoff   bigint := status_indexer.cutoff();
   chosen   record;
   answer   jsonb;
@@ -90,6 +90,7 @@ begin
                                  from rows), '[]')),
            'cutoff_secs', cutoff,
            'at_secs', now_secs,
+           'replica_age_secs', status_indexer.replica_age(),
            'next_change_secs', next_change,
            'next_status', case
              when next_change is not null then case reason when 'heartbeat' then 'failed' else 'running' end

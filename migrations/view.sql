@@ -1,16 +1,47 @@
--- For readers in plain SQL: `run_status` is null while the column is not valid. The view reads a
--- function instead of the table, because PostgreSQL refuses to change the type of a column that a
--- view reads. The function is inlined, so a condition on the key uses the primary key. It has the
--- columns' types of the time of the migration; `migrate up` creates both again where these changed.
-create function status_indexer.run_statuses()
-returns table (flow_id {{flow_id_type}}, run_number {{run_number_type}}, run_status text)
-language sql stable parallel safe as $$
-  select r.flow_id::{{flow_id_type}},
-         r.run_number::{{run_number_type}},
-         case when (select s.valid_since is not null from status_indexer.state s) then r.run_status end
-    from {{runs}} r
+-- For readers in SQL: every column of the runs table, and `status`, which is exact in the snapshot of
+-- the query. While the column run_status is not valid, a query raises an error.
+--
+-- One ordered range of the index `status_indexer_listing` for each status, without the pending runs,
+-- and the pending runs, evaluated. A condition on `status` removes the ranges that it excludes. The
+-- four parts are sorted, although a view promises no order: only so does the planner merge them
+-- instead of sorting all rows of a page's flow.
+--
+-- The view reads a function instead of the table, because PostgreSQL refuses to change the type of a
+-- column that a view reads. The function is inlined. It has the columns of the time of the migration;
+-- `migrate up` creates both again where these changed.
+create function status_indexer.exact_runs()
+returns table ({{columns_with_types}}, status text)
+language sql stable as $$
+  (select {{columns}}, 'running'::text
+     from {{runs}} r
+    where r.run_status = 'running'
+      and (r.flow_id::text, r.run_number::bigint) not in (
+            select p.flow_id, p.run_number
+              from status_indexer.pending() p)
+    order by r.ts_epoch desc, r.run_number desc)
+  union all
+  (select {{columns}}, 'completed'::text
+     from {{runs}} r
+    where r.run_status = 'completed'
+      and (r.flow_id::text, r.run_number::bigint) not in (
+            select p.flow_id, p.run_number
+              from status_indexer.pending() p)
+    order by r.ts_epoch desc, r.run_number desc)
+  union all
+  (select {{columns}}, 'failed'::text
+     from {{runs}} r
+    where r.run_status = 'failed'
+      and (r.flow_id::text, r.run_number::bigint) not in (
+            select p.flow_id, p.run_number
+              from status_indexer.pending() p)
+    order by r.ts_epoch desc, r.run_number desc)
+  union all
+  (select {{columns}}, e.status
+     from status_indexer.pending() p
+     join {{runs}} r on r.flow_id = p.flow_id and r.run_number = p.run_number
+    cross join lateral status_indexer.status_now(p.flow_id, p.run_number, r.last_heartbeat_ts::bigint) e (status)
+    order by r.ts_epoch desc, r.run_number desc)
 $$;
 
-create view status_indexer.run_status as
-  select s.flow_id, s.run_number, s.run_status
-    from status_indexer.run_statuses() s;
+create view status_indexer.runs as
+  select * from status_indexer.exact_runs();

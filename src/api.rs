@@ -44,6 +44,9 @@ use error::ApiError;
 /// The header from which the Metaflow client determines what the service supports.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("metadata_service_version");
 
+/// How old a replica's data is at most, seconds.
+const REPLICA_AGE: HeaderName = HeaderName::from_static("x-replica-age");
+
 const RUNS: &str = "/flows/{flow_id}/runs";
 const RUN_STATUS: &str = "/flows/{flow_id}/runs/{run}/status";
 const OPENAPI: &str = "/openapi.json";
@@ -209,6 +212,11 @@ fn path_not_found() -> ApiError {
 /// An answer with a body of JSON.
 fn json(body: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "application/json")], body.into()).into_response()
+}
+
+/// The value of the header [`REPLICA_AGE`].
+fn replica_age(secs: f64) -> HeaderValue {
+    HeaderValue::try_from(format!("{secs:.3}")).expect("a number is visible ASCII")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod health;
 mod leadership;
 mod listener;
 mod passes;
+mod read_bounds;
 mod reconciler;
 mod sampler;
 mod startup;

@@ -6,6 +6,7 @@
 
 mod apply;
 mod batch;
+mod bounds;
 mod explain;
 mod queue;
 mod runs;
@@ -20,6 +21,7 @@ use crate::pg::{Connector, Db, SessionMode, SessionProfile};
 
 pub use apply::{Applied, Change, InvalidEvidence, RefusedRun};
 pub use batch::{BatchSize, MAX_BATCH};
+pub use bounds::{Mark, Publication};
 pub(crate) use explain::{EXPLAIN, decode as decode_explanation};
 pub use explain::{Evidence, EvidenceRow, Explanation, explain};
 pub use queue::{Drained, QueueRows};

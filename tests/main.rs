@@ -9,6 +9,7 @@
 //! | [`migrate`] | installing, upgrading and removing the database objects |
 //! | [`connect`] | connections to the server: parameters, TLS, several hosts, secrets, waiting |
 //! | [`commands`] | the command line: help, exit codes, `explain`, `backfill`, `verify` |
+//! | [`reads`] | exact reads: every reader sees what the definition gives in its snapshot |
 //! | [`api`] | the read API over HTTP |
 //! | [`deploy`] | the files of `deploy/`, each with the program that reads it |
 //! | [`docs`] | the documentation against the code |
@@ -32,3 +33,4 @@ mod faults;
 mod histories;
 mod migrate;
 mod pipeline;
+mod reads;

@@ -1,7 +1,13 @@
 -- The indexer's own objects. Without cascade: an object that somebody else created in the schema
 -- stops it.
-drop view if exists status_indexer.run_status;
-drop function if exists status_indexer.run_statuses();
+drop view if exists status_indexer.runs;
+drop function if exists status_indexer.exact_runs();
+drop function if exists status_indexer.status_now(text, bigint, bigint);
+drop function if exists status_indexer.pending(text, boolean);
+drop function if exists status_indexer.is_readable(timestamptz);
+drop function if exists status_indexer.replica_age();
+drop function if exists status_indexer.evaluation_clock();
+drop function if exists status_indexer.read_clock();
 drop function if exists status_indexer.obstacles();
 drop function if exists status_indexer.triggers_enabled();
 drop function if exists status_indexer.triggers();
@@ -17,6 +23,7 @@ drop function if exists status_indexer.explain(text, text);
 drop function if exists status_indexer.key_after(text, bigint, integer);
 drop function if exists status_indexer.compare(text, bigint, integer, boolean);
 drop function if exists status_indexer.due(double precision, boolean);
+drop function if exists status_indexer.publish_read_bounds(double precision, bigint, bigint);
 drop function if exists status_indexer.enqueue_all_not_sendable();
 drop function if exists status_indexer.enqueue_not_sendable(text[], bigint[]);
 drop function if exists status_indexer.flush_pending_list();
@@ -40,6 +47,7 @@ drop function if exists status_indexer.status(text);
 drop function if exists status_indexer.read_boolean(anyelement);
 drop function if exists status_indexer.parse_boolean(text);
 drop function if exists status_indexer.clock();
+drop function if exists status_indexer.fresh_secs(bigint);
 drop function if exists status_indexer.cutoff();
 drop function if exists status_indexer.is_valid();
 drop function if exists status_indexer.invalidate();

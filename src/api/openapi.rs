@@ -68,6 +68,7 @@ fn runs() -> Value {
                     "METADATA_SERVICE_VERSION": { "schema": { "type": "string" } },
                     "X-Limit": { "description": "Pages only: the largest number of runs", "schema": { "type": "integer" } },
                     "X-Next-Cursor": { "description": "Pages only: the `_cursor` of the next page, if there is one", "schema": { "type": "string" } },
+                    "X-Replica-Age": replica_age(),
                 },
                 "content": content(json!({ "type": "array", "items": { "$ref": "#/components/schemas/Run" } })),
             },
@@ -90,7 +91,10 @@ fn run_status() -> Value {
         "responses": {
             "200": {
                 "description": "The output of `status-indexer explain --json`",
-                "headers": { "METADATA_SERVICE_VERSION": { "schema": { "type": "string" } } },
+                "headers": {
+                    "METADATA_SERVICE_VERSION": { "schema": { "type": "string" } },
+                    "X-Replica-Age": replica_age(),
+                },
                 "content": content(json!({ "$ref": "#/components/schemas/Explanation" })),
             },
             "400": error("Malformed percent-encoding"),
@@ -223,6 +227,13 @@ fn unavailable(description: &str) -> Value {
     error
 }
 
+fn replica_age() -> Value {
+    json!({
+        "description": "Statuses read from a replica only: how old its data is at most, in seconds",
+        "schema": { "type": "number" },
+    })
+}
+
 fn statuses() -> Value {
     json!({ "type": "string", "enum": Status::ALL.map(Status::as_str) })
 }
@@ -268,6 +279,7 @@ fn explanation() -> Value {
             "evidence": { "type": "object" },
             "cutoff_secs": { "type": "integer" },
             "at_secs": { "type": "number", "description": "The database's clock, seconds since the epoch" },
+            "replica_age_secs": { "type": "number", "nullable": true, "description": "On a replica: how old its data is at most" },
             "next_change_secs": { "type": "number", "nullable": true, "description": "When time alone changes the status, seconds since the epoch" },
             "next_status": { "type": "string", "nullable": true },
         },

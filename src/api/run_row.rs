@@ -33,10 +33,12 @@ const LAST_HEARTBEAT_TS: usize = 4;
 const TAGS: usize = 5;
 const SYSTEM_TAGS: usize = 6;
 const OWNED: usize = 7;
-/// With a status filter only: the column `run_status`, after [`COLUMNS`].
+/// With a status filter only: the status, after [`COLUMNS`].
 const STATUS: usize = 8;
-/// With a status filter only: whether the column `run_status` is valid, at the end of the row.
-const VALID: usize = 9;
+/// With a status filter only: whether statuses may be read.
+const READABLE: usize = 9;
+/// With a status filter only: how old the data is, seconds; null on a primary.
+const REPLICA_AGE: usize = 10;
 
 /// One run, borrowed from its row.
 #[derive(Debug)]
@@ -110,10 +112,15 @@ impl<'a> RunRow<'a> {
     }
 }
 
-/// Whether the column `run_status` was valid in the statement's snapshot. False without a row.
-pub(super) fn is_valid(rows: &[Row]) -> bool {
+/// Whether statuses could be read in the statement's snapshot. False without a row.
+pub(super) fn is_readable(rows: &[Row]) -> bool {
     rows.first()
-        .is_some_and(|row| row.try_get(VALID).unwrap_or(false))
+        .is_some_and(|row| row.try_get(READABLE).unwrap_or(false))
+}
+
+/// How old the data of a replica is at most; none on a primary.
+pub(super) fn replica_age_secs(rows: &[Row]) -> Option<f64> {
+    rows.first()?.try_get(REPLICA_AGE).ok()?
 }
 
 /// The size of the rows' JSON in bytes, about: that of the values, the names and the flow.

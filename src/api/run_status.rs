@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 use super::admission::WhenFull;
 use super::error::ApiError;
 use super::statement::Statement;
-use super::{Api, json};
+use super::{Api, REPLICA_AGE, json, replica_age};
 use crate::store::{EXPLAIN, decode_explanation};
 
 /// Answers with the explanation of one run.
@@ -33,7 +33,10 @@ pub(super) async fn explain(
     let explanation = answer.flatten().ok_or_else(|| {
         ApiError::not_found(format!("run {run} of flow {flow_id} does not exist"))
     })?;
-    Ok(json(
-        serde_json::to_vec(&explanation).expect("an explanation is JSON"),
-    ))
+    let body = serde_json::to_vec(&explanation).expect("an explanation is JSON");
+    let mut response = json(body);
+    if let Some(age) = explanation.replica_age_secs {
+        response.headers_mut().insert(REPLICA_AGE, replica_age(age));
+    }
+    Ok(response)
 }

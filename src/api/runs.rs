@@ -12,7 +12,7 @@ use super::listing::Listing;
 use super::params::Params;
 use super::selection::Selection;
 use super::statement::Memory;
-use super::{Api, json, run_row, stream};
+use super::{Api, REPLICA_AGE, json, replica_age, run_row, stream};
 
 /// Bytes for pages that wait for their clients.
 pub(super) const BUDGET: usize = 32 * 1024 * 1024;
@@ -49,7 +49,7 @@ async fn page(
     statement.memory = Memory::Budget(api.pages.clone());
     let rows = api.reader()?.query(WhenFull::Reject, &statement).await?;
     let with_status = listing.filter.statuses.is_some();
-    if with_status && !run_row::is_valid(&rows) {
+    if with_status && !run_row::is_readable(&rows) {
         return Err(ApiError::unavailable(
             "statuses are not available yet: the backfill is not complete",
         ));
@@ -71,6 +71,9 @@ async fn page(
     body.push(b']');
     let mut response = json(share.hold(body));
     let headers = response.headers_mut();
+    if with_status && let Some(age) = run_row::replica_age_secs(&rows) {
+        headers.insert(REPLICA_AGE, replica_age(age));
+    }
     headers.insert("x-limit", limit.into());
     if more && let Some(last) = runs.last() {
         let cursor = HeaderValue::try_from(last.position.encode());

@@ -3,8 +3,6 @@
 //! Values are always parameters, and the text is composed of fixed parts. Without filters other
 //! than status there are eight texts in all, which sessions prepare once and plan generically.
 
-use std::fmt::Display;
-
 use tokio_postgres::types::{ToSql, Type};
 
 use super::cursor::Cursor;
@@ -28,8 +26,8 @@ const USER: &str = "(case when r.system_tags ? ('user:' || r.user_name) then r.u
 impl Selection<'_> {
     /// The statement for this selection.
     ///
-    /// With a status filter each row ends with whether the column is valid in the same snapshot.
-    /// If no run matches, there is one row, which has nulls for the run.
+    /// With a status filter each row ends with whether statuses may be read in the same snapshot, and
+    /// the age of a replica's data. If no run matches, there is one row, which has nulls for the run.
     pub(super) fn statement(&self) -> Statement {
         let mut builder = Builder::default();
         builder.bind(self.flow_id.to_owned(), Type::TEXT);
@@ -106,35 +104,38 @@ offset {OFFSET}",
         )
     }
 
+    /// The column is read where it is exact, one ordered range for each status, and the few runs where
+    /// it is not are evaluated: see `status_indexer.pending`.
     fn by_status(&mut self, statuses: &[&'static str], plan: Plan) -> String {
-        let page = match statuses {
-            // No run has the empty status.
-            [] => self.range("", plan, format_args!("{ROWS} offset {OFFSET}")),
-            [one] => self.range(one, plan, format_args!("{ROWS} offset {OFFSET}")),
-            several => {
-                let ranges: Vec<String> = several
-                    .iter()
-                    .map(|status| self.range(status, plan, format_args!("{ROWS} + {OFFSET}")))
-                    .collect();
-                format!(
-                    "select * from (({})) m order by {ORDER} limit {ROWS} offset {OFFSET}",
-                    ranges.join(")\nunion all\n(")
-                )
-            }
-        };
+        // No run has the empty status.
+        let statuses = if statuses.is_empty() { &[""] } else { statuses };
+        let placeholders: Vec<String> = statuses
+            .iter()
+            .map(|status| self.bind(*status, Type::TEXT))
+            .collect();
+        let mut parts: Vec<String> = placeholders
+            .iter()
+            .map(|status| self.range(status, plan))
+            .collect();
+        parts.push(self.pending(&placeholders));
         format!(
             "-- api.runs_by_status
-select p.*, s.valid_since is not null as valid
+with pending as materialized (
+  select p.run_number
+    from status_indexer.pending({FLOW}, false) p
+)
+select p.*, status_indexer.is_readable(s.valid_since) as readable,
+       (select status_indexer.replica_age()) as replica_age
   from status_indexer.state s
   left join lateral (
-{page}
-) p on true"
+select * from (({})) m order by {ORDER} limit {ROWS} offset {OFFSET}
+) p on true",
+            parts.join(")\nunion all\n(")
         )
     }
 
     /// One status: one ordered, limited range of the index `status_indexer_listing`.
-    fn range(&mut self, status: &'static str, plan: Plan, limit: impl Display) -> String {
-        let status = self.bind(status, Type::TEXT);
+    fn range(&self, status: &str, plan: Plan) -> String {
         // If the statistics contain a single status, a generic plan assumes that every row of the
         // flow matches and scans the flow by another index: for a rare status, the whole flow. The
         // second condition is redundant and costs an index scan nothing. But the planner assumes
@@ -147,9 +148,31 @@ select p.*, s.valid_since is not null as valid
             "select {RUN_COLUMNS}, r.run_status
   from {TABLE} r
  where r.flow_id = {FLOW}
-   and r.run_status = {status}{narrow}{}
+   and r.run_status = {status}{narrow}
+   and r.run_number::bigint not in (select p.run_number from pending p){}
  order by r.ts_epoch desc, r.run_number desc
- limit {limit}",
+ limit {ROWS} + {OFFSET}",
+            self.conditions
+        )
+    }
+
+    /// The runs whose column is not exact, evaluated. With `offset 0` each is looked up by its key; without
+    /// it a generic plan may prefer to pass the whole flow in the page's order.
+    fn pending(&self, statuses: &[String]) -> String {
+        format!(
+            "select {RUN_COLUMNS}, e.status
+  from pending p
+ cross join lateral (
+       select *
+         from {TABLE} r
+        where r.flow_id = {FLOW}
+          and r.run_number = p.run_number
+       offset 0) r
+ cross join lateral status_indexer.status_now({FLOW}, p.run_number, r.last_heartbeat_ts::bigint) e (status)
+ where e.status in ({}){}
+ order by r.ts_epoch desc, r.run_number desc
+ limit {ROWS} + {OFFSET}",
+            statuses.join(", "),
             self.conditions
         )
     }
@@ -229,7 +252,7 @@ fn column(field: Field) -> &'static str {
         Field::Tags => "r.tags",
         Field::SystemTags => "r.system_tags",
         Field::User => USER,
-        Field::Status => "r.run_status",
+        Field::Status => unreachable!("a filter on the status is not a clause"),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
 use super::leadership::{LeaderWatch, Term};
+use super::read_bounds::ReadBounds;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::signals::Signals;
@@ -87,9 +88,11 @@ impl Sweeper {
             since_secs: None,
             out_of_range_due: Instant::now(),
         };
+        let mut bounds = ReadBounds::new();
         while let Some(term) = stop.run_until_cancelled(self.leader.term()).await {
+            bounds.forget();
             while !term.is_cancelled() {
-                let sleep = match self.turn(&mut coverage, &term).await {
+                let sleep = match self.turn(&mut coverage, &mut bounds, &term).await {
                     Ok(sleep) => {
                         stage.succeeded();
                         sleep
@@ -105,11 +108,20 @@ impl Sweeper {
     }
 
     /// One scan. Returns how long to sleep after it.
-    async fn turn(&self, coverage: &mut Coverage, term: &Term) -> Result<Sleep, Error> {
+    async fn turn(
+        &self,
+        coverage: &mut Coverage,
+        bounds: &mut ReadBounds,
+        term: &Term,
+    ) -> Result<Sleep, Error> {
         let start = Instant::now();
         let scheduled = self.signals.deadlines.take();
+        if let Some(deadline) = scheduled.deadline_secs {
+            bounds.lower(deadline);
+        }
         if scheduled.rescan_all {
             coverage.since_secs = None;
+            bounds.forget();
         } else if let (Some(since), Some(deadline)) = (coverage.since_secs, scheduled.deadline_secs)
         {
             coverage.since_secs = Some(deadline.min(since) - 1.0);
@@ -121,7 +133,13 @@ impl Sweeper {
                 if out_of_range {
                     coverage.out_of_range_due = start + self.interval;
                 }
-                Ok(self.sleep_after(&scanned, start, coverage.out_of_range_due))
+                let now_secs = scanned.now_secs();
+                let limit = match term.is_cancelled() {
+                    true => MAX_SLEEP,
+                    false => bounds.publish(&self.store, now_secs).await?,
+                };
+                let due = coverage.out_of_range_due.min(Instant::now() + limit);
+                Ok(self.sleep_after(&scanned, start, due))
             }
             Err(error) => {
                 if scheduled.rescan_all {
@@ -182,14 +200,14 @@ impl Sweeper {
         Ok(())
     }
 
-    fn sleep_after(&self, scanned: &Scanned, start: Instant, out_of_range_due: Instant) -> Sleep {
+    fn sleep_after(&self, scanned: &Scanned, start: Instant, next_due: Instant) -> Sleep {
         let took = start.elapsed();
         self.metrics
             .sweep_duration_seconds
             .observe(took.as_secs_f64());
-        let now_secs = scanned.at_secs + scanned.read_at.elapsed().as_secs_f64();
+        let now_secs = scanned.now_secs();
         let at_least = (took * SHARE_PARTS).clamp(MIN_SLEEP, MAX_DELAY);
-        let longest = out_of_range_due
+        let longest = next_due
             .saturating_duration_since(Instant::now())
             .min(
                 self.cutoff
@@ -239,6 +257,13 @@ struct Scanned {
     /// The same moment by the local clock.
     read_at: Instant,
     next_deadline_secs: Option<f64>,
+}
+
+impl Scanned {
+    /// The database's clock now, seconds since the epoch.
+    fn now_secs(&self) -> f64 {
+        self.at_secs + self.read_at.elapsed().as_secs_f64()
+    }
 }
 
 struct Sleep {

@@ -155,6 +155,7 @@ pub(super) const STEPS: &[Step] = steps![
     12 Triggers "0012_metadata_triggers",
     13 Index "0013_listing_index",
     14 Index "0014_running_index",
+    15 Transaction "0015_reads",
 ];
 
 /// The view for readers and its function, which `up` also creates by themselves.

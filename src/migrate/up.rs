@@ -11,7 +11,7 @@ use super::query::{query_bool, transaction};
 use super::render::render;
 use super::steps::{COLUMN_VERSION, Kind, STEPS, Step};
 use super::tables::{TableNames, upstream_notify_triggers};
-use super::view::ColumnTypes;
+use super::view::Columns;
 use super::{grants, installed};
 use crate::pg::{Connector, quote_ident, quote_literal};
 use crate::store::INVALIDATE;
@@ -119,20 +119,20 @@ impl Migrator<'_> {
 
     /// Applies each step that is not recorded or not intact, in order. Returns their number.
     async fn apply_missing(&self, applied: &[i32], cutoff_secs: i64) -> anyhow::Result<usize> {
-        let types = ColumnTypes::of(&self.client, &self.tables).await?;
+        let columns = Columns::of(&self.client, &self.tables).await?;
         let mut count = 0;
         for step in STEPS {
             let repeated = applied.contains(&step.version);
             if repeated && self.is_intact(step).await? {
                 continue;
             }
-            self.apply(step, cutoff_secs, &types, repeated)
+            self.apply(step, cutoff_secs, &columns, repeated)
                 .await
                 .with_context(|| format!("step {} failed", step.name))?;
             tracing::info!(step = step.name, repeated, "step applied");
             count += 1;
         }
-        if self.restore_view(&types).await? {
+        if self.restore_view(&columns).await? {
             tracing::info!("view created again");
             count += 1;
         }
@@ -163,11 +163,11 @@ select not exists (select
         &self,
         step: &Step,
         cutoff_secs: i64,
-        types: &ColumnTypes,
+        columns: &Columns,
         repeated: bool,
     ) -> anyhow::Result<()> {
         let cutoff_secs = cutoff_secs.to_string();
-        let view = types.view(&self.tables);
+        let view = columns.view(&self.tables);
         let values = [("cutoff_secs", cutoff_secs.as_str()), ("view", &view)];
         let sql = render(step.sql, &self.tables, &values);
         let record = if repeated {

@@ -7,67 +7,84 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::migrator::Migrator;
-use super::query::{query, query_bool, query_one};
+use super::query::{query, query_bool};
 use super::render::render;
 use super::steps::VIEW;
 use super::tables::Tables;
 use crate::pg::quote_ident;
 
-/// The types of the columns of a run's key, as SQL.
-pub(super) struct ColumnTypes {
-    flow_id: String,
-    run_number: String,
-}
+/// The columns of upstream's runs table, in their order, with their types as SQL.
+pub(super) struct Columns(Vec<(String, String)>);
 
-impl ColumnTypes {
+impl Columns {
     /// Reads them from the catalog.
     pub(super) async fn of(client: &Client, tables: &Tables) -> anyhow::Result<Self> {
         // Without the length of a varchar, which the result of a function cannot have.
-        const TYPES: &str = "\
--- migrate.column_types
-select (select format_type(atttypid, null) from pg_attribute where attrelid = r and attname = 'flow_id'),
-       (select format_type(atttypid, null) from pg_attribute where attrelid = r and attname = 'run_number')
-  from to_regclass($1) r";
+        const COLUMNS: &str = "\
+-- migrate.columns
+select attname::text, format_type(atttypid, null)
+  from pg_attribute
+ where attrelid = to_regclass($1)
+   and attnum > 0
+   and not attisdropped
+   and attname <> 'run_status'
+ order by attnum";
         let runs = tables.runs.quoted();
-        let row = query_one(client, TYPES, &[(&runs, Type::TEXT)]).await?;
-        Ok(Self {
-            flow_id: row.get(0),
-            run_number: row.get(1),
-        })
+        let rows = query(client, COLUMNS, &[(&runs, Type::TEXT)]).await?;
+        Ok(Self(
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        ))
     }
 
     /// The statements that create the view and its function.
     pub(super) fn view(&self, tables: &Tables) -> String {
-        let types = [
-            ("flow_id_type", self.flow_id.as_str()),
-            ("run_number_type", &self.run_number),
+        let list = |column: fn(&str, &str) -> String| {
+            let columns = self.0.iter();
+            let columns: Vec<String> = columns
+                .map(|(name, kind)| column(&quote_ident(name), kind))
+                .collect();
+            columns.join(", ")
+        };
+        // The casts keep the function valid after a change of a column's type.
+        let values = [
+            ("columns", &*list(|name, kind| format!("r.{name}::{kind}"))),
+            (
+                "columns_with_types",
+                &list(|name, kind| format!("{name} {kind}")),
+            ),
         ];
-        render(VIEW, tables, &types)
+        render(VIEW, tables, &values)
     }
 }
 
 impl Migrator<'_> {
-    /// Creates the view again if it is missing or has other types. Returns whether it was.
-    pub(super) async fn restore_view(&self, types: &ColumnTypes) -> anyhow::Result<bool> {
+    /// Creates the view again if it is missing or has other columns. Returns whether it was.
+    pub(super) async fn restore_view(&self, columns: &Columns) -> anyhow::Result<bool> {
         const INTACT: &str = "\
 -- migrate.view_intact
-select count(*) = 2
+select coalesce(array_agg(attname::text order by attnum), '{}') = $1 || array['status']
+       and coalesce(array_agg(format_type(atttypid, null) order by attnum), '{}') = $2 || array['text']
   from pg_attribute
- where attrelid = to_regclass('status_indexer.run_status')
-   and (attname, format_type(atttypid, null)) in (('flow_id', $1), ('run_number', $2))";
+ where attrelid = to_regclass('status_indexer.runs')
+   and attnum > 0";
+        let (names, types): (Vec<&str>, Vec<&str>) = columns
+            .0
+            .iter()
+            .map(|(name, kind)| (&**name, &**kind))
+            .unzip();
         let params = [
-            (&types.flow_id as _, Type::TEXT),
-            (&types.run_number as _, Type::TEXT),
+            (&names as _, Type::TEXT_ARRAY),
+            (&types as _, Type::TEXT_ARRAY),
         ];
         if query_bool(&self.client, INTACT, &params).await? {
             return Ok(false);
         }
         let grants = self.view_grants().await?;
         let sql = format!(
-            "drop view if exists status_indexer.run_status;
-             drop function if exists status_indexer.run_statuses();
+            "drop view if exists status_indexer.runs;
+             drop function if exists status_indexer.exact_runs();
              {}{grants}",
-            types.view(&self.tables)
+            columns.view(&self.tables)
         );
         self.in_transaction(&sql).await?;
         Ok(true)
@@ -81,7 +98,7 @@ select case a.grantee when 0 then null else pg_get_userbyid(a.grantee)::text end
        a.is_grantable
   from pg_class c
  cross join aclexplode(c.relacl) a
- where c.oid = to_regclass('status_indexer.run_status')
+ where c.oid = to_regclass('status_indexer.runs')
    and a.grantee <> c.relowner";
         let rows = query(&self.client, GRANTS, &[]).await?;
         let grants = rows.iter().map(|row| {
@@ -89,7 +106,7 @@ select case a.grantee when 0 then null else pg_get_userbyid(a.grantee)::text end
             let grantee = grantee.map_or_else(|| "public".to_owned(), quote_ident);
             let option = if row.get(2) { " with grant option" } else { "" };
             let privilege: &str = row.get(1);
-            format!("grant {privilege} on status_indexer.run_status to {grantee}{option};\n")
+            format!("grant {privilege} on status_indexer.runs to {grantee}{option};\n")
         });
         Ok(grants.collect())
     }

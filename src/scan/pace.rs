@@ -14,6 +14,11 @@ pub const MAX_WRITES_WITH_UPSTREAM_NOTIFY: f64 = 200.0;
 /// While events arrive fast, a scan that yields goes slower by this factor.
 const YIELD_FACTOR: u32 = 4;
 
+/// The longest pause that follows from the time that a batch took. That is the time of one batch on a
+/// machine that may just have been busy: without this limit a batch of one second would delay the next
+/// by minutes.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+
 /// The limits of a scan; the strictest applies. By default there are none.
 #[derive(Debug, Clone)]
 pub struct Pace {
@@ -47,7 +52,11 @@ impl Pace {
     pub(super) fn pause(&self, took: Duration, batch: &Compared, written: i64) -> Duration {
         let pause = self.pause_for(took, batch.compared, written);
         let busy = self.yield_to.as_ref().is_some_and(Signals::is_busy);
-        if busy { pause * YIELD_FACTOR } else { pause }
+        if busy {
+            (pause * YIELD_FACTOR).min(pause.max(MAX_PAUSE))
+        } else {
+            pause
+        }
     }
 
     fn pause_for(&self, took: Duration, compared: i64, written: i64) -> Duration {
@@ -61,6 +70,7 @@ impl Pace {
             })
         };
         took.mul_f64(self.pause_parts)
+            .min(MAX_PAUSE)
             .max(at_rate(compared, self.max_rate))
             .max(at_rate(written, self.max_writes))
     }
@@ -85,5 +95,8 @@ mod tests {
             pace.pause_for(took, 1_000, 50),
             Duration::from_millis(4_900)
         );
+        let long = Duration::from_secs(60);
+        assert_eq!(pace.pause_for(long, 0, 0), MAX_PAUSE);
+        assert_eq!(pace.pause_for(long, 1_000_000, 0), Duration::from_secs(940));
     }
 }

@@ -76,6 +76,8 @@ pub struct Explanation {
     pub cutoff_secs: i64,
     /// The database's clock, seconds since the epoch.
     pub at_secs: f64,
+    /// On a replica: how old its data is at most, seconds.
+    pub replica_age_secs: Option<f64>,
     /// When time alone changes the status, seconds since the epoch.
     pub next_change_secs: Option<f64>,
     /// The status from then on.

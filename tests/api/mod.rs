@@ -1,6 +1,7 @@
 //! The read API over HTTP, on a real database.
 
 mod contract;
+mod exact;
 mod hostile;
 mod lifecycle;
 mod openapi;

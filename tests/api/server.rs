@@ -2,6 +2,7 @@
 //! that the test writes.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -26,7 +27,7 @@ pub(super) const LIMITS: Limits = Limits {
 
 /// The API and its database; both are removed when it is dropped.
 pub(super) struct ApiServer {
-    pub(super) database: Database,
+    pub(super) database: Arc<Database>,
     pub(super) client: Client,
     pub(super) metrics: Metrics,
     pub(super) address: SocketAddr,
@@ -87,9 +88,25 @@ impl ApiServer {
         install(&database).await;
         let client = database.client().await;
         client
-            .batch_execute("update status_indexer.state set valid_since = now()")
+            .batch_execute(COLUMN_IS_EXACT)
             .await
-            .expect("the schema is there");
+            .expect("valid SQL");
+        Self::serving(Arc::new(database), client, connector(&config), limits, mode).await
+    }
+
+    /// Another API, which reads from the same database or a replica of it.
+    pub(super) async fn beside(&self, connector: Connector) -> Self {
+        let (database, client) = (Arc::clone(&self.database), self.database.client().await);
+        Self::serving(database, client, connector, LIMITS, SessionMode::Session).await
+    }
+
+    async fn serving(
+        database: Arc<Database>,
+        client: Client,
+        connector: Connector,
+        limits: Limits,
+        mode: SessionMode,
+    ) -> Self {
         let table: String = client
             .query_one("select runs_table from status_indexer.state", &[])
             .await
@@ -100,7 +117,7 @@ impl ApiServer {
         let version = HeaderValue::from_static("2.6.1");
         let api = Api::new(String::new(), version, metrics.clone(), stop.clone());
         api.open(Reader::new(
-            &connector(&config),
+            &connector,
             mode,
             limits,
             &table,
@@ -272,6 +289,14 @@ pub(super) async fn unlock(blocker: &Client) {
         .await
         .expect("the session is alive");
 }
+
+/// The status of each run is what the test writes into the column: no run is in the queue, and no
+/// deadline passes. `exact.rs` has the tests of the other runs.
+const COLUMN_IS_EXACT: &str = "\
+update status_indexer.state
+   set valid_since = now(), deadlines_from_secs = 0, deadlines_until_secs = 1e12;
+alter table runs_v3 disable trigger status_indexer_insert;
+alter table runs_v3 disable trigger status_indexer_heartbeat;";
 
 async fn install(database: &Database) {
     let options = migrate::Options {

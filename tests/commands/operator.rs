@@ -96,7 +96,7 @@ async fn a_daemon_whose_objects_were_dropped_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_reader_of_the_view_needs_the_columns_of_the_runs_table_and_no_other_grant() {
+async fn a_reader_of_the_view_needs_the_runs_table_and_no_other_grant() {
     let database = Database::fresh().await;
     let _daemon = Launch::on(&database).start().await;
     let writer = database.writer().await;
@@ -106,8 +106,8 @@ async fn a_reader_of_the_view_needs_the_columns_of_the_runs_table_and_no_other_g
     let grants = "\
 create role reader_of_the_view login;
 grant usage on schema status_indexer to reader_of_the_view;
-grant select on status_indexer.run_status to reader_of_the_view;
-grant select (flow_id, run_number, run_status) on runs_v3 to reader_of_the_view";
+grant select on status_indexer.runs to reader_of_the_view;
+grant select on runs_v3 to reader_of_the_view";
     writer
         .client()
         .batch_execute(grants)
@@ -115,7 +115,7 @@ grant select (flow_id, run_number, run_status) on runs_v3 to reader_of_the_view"
         .expect("the superuser grants");
     let reader = connect(database.config().user("reader_of_the_view")).await;
     let row = reader
-        .query_one("select run_status from status_indexer.run_status", &[])
+        .query_one("select status from status_indexer.runs", &[])
         .await
         .expect("these grants are enough");
     assert_eq!(row.get::<_, Option<&str>>(0), Some("running"));

@@ -24,7 +24,7 @@ async fn kill_midway(database: &Database, args: &[&str], rng: &mut StdRng) {
     // Waits for a step, and then a little longer. For `down` the triggers show the progress.
     let target = rng.random_range(0..=STEPS);
     let progress = if args.contains(&"down") {
-        "select case when to_regclass('status_indexer.state') is null then 15
+        "select case when to_regclass('status_indexer.state') is null then 16
                      else 14 - (select count(*) from pg_trigger where tgname like 'status\\_indexer%') end"
     } else {
         "select count(*) from status_indexer.schema_history"

@@ -90,7 +90,7 @@ async fn objects_that_depend_on_the_indexers_stop_down_before_it_removes_anythin
     succeeded(&migrate(&database, &["up"]).await);
     for (create, name, drop) in [
         (
-            "create view mine as select * from status_indexer.run_status",
+            "create view mine as select * from status_indexer.runs",
             "view public.mine",
             "drop view mine",
         ),

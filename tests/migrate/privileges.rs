@@ -161,9 +161,9 @@ async fn a_granted_role_can_run_the_daemon_and_nothing_else() {
         );
     }
     for forbidden in [
-        "update status_indexer.run_status set flow_id = 'x'",
-        "delete from status_indexer.run_status",
-        "insert into status_indexer.run_status (flow_id, run_number) values ('F', 9)",
+        "update status_indexer.runs set flow_id = 'x'",
+        "delete from status_indexer.runs",
+        "insert into status_indexer.runs (flow_id, run_number) values ('F', 9)",
     ] {
         let error = client.batch_execute(forbidden).await.expect_err(forbidden);
         assert_eq!(

@@ -26,6 +26,7 @@ pub mod process;
 pub mod product;
 pub mod proxy;
 pub mod random_writers;
+pub mod read_storm;
 pub mod requirement;
 pub mod seed;
 pub mod standby;

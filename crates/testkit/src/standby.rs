@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::postgres::{Options, Postgres};
 use tempfile::TempDir;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Config};
 
 use crate::database::connect;
 use crate::requirement::left_out;
@@ -67,9 +67,15 @@ impl Standby {
         self.server.url(database)
     }
 
+    /// The parameters of the superuser's connections.
+    #[must_use]
+    pub fn config(&self, database: &str) -> Config {
+        self.server.config(database)
+    }
+
     /// A plain connection of the superuser.
     pub async fn client(&self, database: &str) -> Client {
-        connect(&self.server.config(database)).await
+        connect(&self.config(database)).await
     }
 
     /// Stops it and removes its directory.

@@ -1,0 +1,142 @@
+-- Exact reads. A queue row is committed with the evidence and leaves with the status, so in one
+-- snapshot the column is right for every run but a few, which these functions name and evaluate.
+
+-- The time of a read, seconds since the epoch: that of the client's statement, so that all parts of
+-- the statement agree on which deadlines have passed.
+create function status_indexer.read_clock() returns numeric
+language sql stable parallel safe as $$
+  select (extract(epoch from statement_timestamp()) * 1000000)::bigint * 0.000001
+$$;
+
+-- The time at which a read evaluates runs. On a standby it is not after the last transaction
+-- replayed: heartbeats after it have not arrived, and their runs must not look lost.
+create function status_indexer.evaluation_clock() returns numeric
+language sql stable as $$
+  select case
+           when pg_is_in_recovery() then
+             least(status_indexer.read_clock(),
+                   (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint * 0.000001)
+           else status_indexer.read_clock()
+         end
+$$;
+
+-- How old the data on a standby is at most, seconds: since the last transaction replayed, or the last
+-- heartbeat of the leading daemon. Null on a primary, and where neither is known.
+create function status_indexer.replica_age() returns double precision
+language sql stable as $$
+  select case
+           when pg_is_in_recovery() then
+             greatest(0, extract(epoch from clock_timestamp()
+                                            - greatest(pg_last_xact_replay_timestamp(),
+                                                       (select to_timestamp(h.last_value * 0.001)
+                                                          from status_indexer.leader_heartbeat h
+                                                         where h.last_value > 0))))::double precision
+         end
+$$;
+
+-- Whether statuses may be read: the column is valid, or the site has chosen to evaluate every run
+-- until it is, by the setting `status_indexer.evaluate_while_invalid`.
+create function status_indexer.is_readable(valid_since timestamptz) returns boolean
+language sql stable parallel safe as $$
+  select valid_since is not null
+         or status_indexer.parse_boolean(current_setting('status_indexer.evaluate_while_invalid', true)) is true
+$$;
+
+-- The runs whose stored status is not exact in this snapshot: those with an event in the queue, and
+-- those whose deadline has passed. Usually there are none. Every other run's status is the column's.
+--
+-- The deadlines of the running runs are looked at only while the clock is outside the range in which
+-- no deadline passes, which `publish_read_bounds` determines.
+--
+-- SECURITY DEFINER, so that a reader of the view needs no privilege on the indexer's tables.
+create function status_indexer.pending(
+  -- Only the runs of this flow; null for all.
+  only_flow text default null,
+  -- Whether to raise an error while statuses may not be read. Otherwise there is no such run.
+  refuse    boolean default true
+)
+returns table (flow_id text, run_number bigint)
+language plpgsql stable security definer rows 10
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+  now_secs numeric;
+  s        record;
+begin
+  -- In one statement, because usually it is the only one.
+  select c.now_secs,
+         st.valid_since is not null as is_valid,
+         status_indexer.is_readable(st.valid_since) as is_readable,
+         st.cutoff_secs,
+         st.first_queue_id,
+         st.deadlines_from_secs,
+         st.deadlines_until_secs,
+         (c.now_secs between st.deadlines_from_secs and st.deadlines_until_secs) is true as no_deadline,
+         exists (select from status_indexer.queue q where q.id >= st.first_queue_id)
+           or exists (select from status_indexer.timers t where t.due_secs <= c.now_secs) as any
+    into s
+    from status_indexer.state st
+   cross join status_indexer.read_clock() c (now_secs);
+  now_secs := s.now_secs;
+
+  if s.is_valid and s.no_deadline and not s.any then
+    return;
+  end if;
+
+  if s.is_valid is not true then
+    if s.is_readable then
+      return query
+        select r.flow_id::text, r.run_number::bigint
+          from {{runs}} r
+         where only_flow is null or r.flow_id = only_flow;
+    elsif refuse then
+      raise exception using
+        errcode = 'object_not_in_prerequisite_state',
+        message = 'the statuses of runs are not available: the column run_status is not valid',
+        hint = 'Wait until `status-indexer run` or `status-indexer backfill` has compared all runs.';
+    end if;
+    return;
+  end if;
+
+  return query
+    select q.flow_id, q.run_number
+      from status_indexer.queue q
+     where q.id >= s.first_queue_id
+       and (only_flow is null or q.flow_id = only_flow)
+     union
+    select t.flow_id, t.run_number
+      from status_indexer.timers t
+     where t.due_secs <= now_secs
+       and (only_flow is null or t.flow_id = only_flow)
+     union
+    select r.flow_id::text, r.run_number::bigint
+      from {{runs}} r
+     where not s.no_deadline
+       and r.run_status = 'running'
+       and (only_flow is null or r.flow_id = only_flow)
+       and not status_indexer.in_range(r.last_heartbeat_ts::bigint, now_secs, s.cutoff_secs)
+       -- A run with an earlier deadline is being retried: `publish_read_bounds` has looked.
+       and (now_secs >= s.deadlines_from_secs
+            and status_indexer.next_change('heartbeat', r.last_heartbeat_ts::bigint, now_secs, s.cutoff_secs)
+                  < s.deadlines_until_secs) is not true;
+end
+$$;
+
+-- The status of one run by the definition, for the runs that `pending` names.
+create function status_indexer.status_now(flow_id text, run_number bigint, heartbeat bigint)
+returns text
+language plpgsql stable security definer cost 1000
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (select status_indexer.status(
+                   status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, heartbeat,
+                                         status_indexer.evaluation_clock(), status_indexer.cutoff()))
+            from status_indexer.evidence(flow_id, run_number) e);
+end
+$$;
+
+{{view}}

@@ -1,0 +1,69 @@
+//! The view, while writers write what they may write and daemons are killed and frozen.
+
+use std::time::Duration;
+
+use super::migrate;
+use super::mutation::mutate;
+use testkit::database::Database;
+use testkit::read_storm::{self, CUTOFF_SECS};
+use testkit::seed::Seed;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_reader_sees_a_status_other_than_the_definitions() {
+    let seed = Seed::from_env();
+    let database = Database::fresh().await;
+    migrate(&database, CUTOFF_SECS).await;
+    let report = read_storm::run(&database, &seed, Duration::from_secs(20)).await;
+    println!("{report:?}");
+    assert!(report.differences.is_empty(), "{seed}: {report:#?}");
+    assert!(
+        report.comparisons > 3_000 && report.pages > 20,
+        "{report:?}"
+    );
+}
+
+/// What a programming error would change: in which function, which text, and by what.
+const MUTATIONS: [(&str, &str, &str, &str); 3] = [
+    (
+        "the queue is not looked at",
+        "pending",
+        "where q.id >= s",
+        "where false and q.id >= s",
+    ),
+    (
+        "the bound is that of the last deadline",
+        "publish_read_bounds",
+        "select min(w.expires_at)",
+        "select max(w.expires_at)",
+    ),
+    (
+        "the column is read outside the snapshot",
+        "exact_runs",
+        "'failed'::text",
+        "status_indexer.column_now(r.flow_id, r.run_number)",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_mutation_of_the_view_is_found() {
+    let seed = Seed::from_env();
+    for (what, function, text, replacement) in MUTATIONS {
+        let database = Database::fresh().await;
+        migrate(&database, CUTOFF_SECS).await;
+        let client = database.client().await;
+        super::run(
+            &client,
+            "create function status_indexer.column_now(flow text, run integer) returns text
+             language sql volatile as $$
+               select run_status from runs_v3 where flow_id = flow and run_number = run
+             $$",
+        )
+        .await;
+        mutate(&client, function, text, replacement).await;
+        let report = read_storm::run(&database, &seed, Duration::from_secs(60)).await;
+        assert!(
+            !report.differences.is_empty(),
+            "{seed}: not found: {what}: {report:?}"
+        );
+    }
+}
