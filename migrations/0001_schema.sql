@@ -33,6 +33,8 @@ create table status_indexer.state (
   -- RUN_INACTIVE_CUTOFF_TIME, seconds.
   cutoff_secs        bigint not null check (cutoff_secs > 0),
   definition_version integer not null,
+  -- The version of the view and the functions for readers.
+  reads_version      integer not null default 1,
   -- A scan can mark the column valid only in the generation in which it began. Generations are
   -- taken from the clock, so that a reinstalled schema never reuses one.
   generation         bigint not null default (extract(epoch from clock_timestamp()) * 1000000)::bigint,

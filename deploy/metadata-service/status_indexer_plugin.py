@@ -1,10 +1,11 @@
-"""Makes the metadata service read run statuses from the column that status-indexer maintains.
+"""Makes the metadata service read run statuses from the view that status-indexer maintains.
 
-Owns two attributes of the service's runs table, `joins` and `join_columns`. While the column is
-valid and current, they select the column. Otherwise they are the service's own and compute the
-status. Promises that the service always starts and answers: every failure here ends with the
-service's own joins and one line in its log. Runs in the service's event loop and borrows one
-connection of its pool for a short check every few seconds.
+Owns one method of the service's runs table, `find_records`. While the view can be read, the listings
+with a status are answered from it. Otherwise they are answered by the service's own joins, which
+compute the status. The answers are equal: a status in the view is exact in the snapshot of the query.
+Promises that the service always starts and answers: every failure here ends with the service's own
+joins and one line in its log. Runs in the service's event loop and borrows one connection of its pool
+for a short check every few seconds.
 
 Loaded by `sitecustomize.py` beside this file, or by
 `python -m status_indexer_plugin services.metadata_service.server`. Needs only the standard library.
@@ -23,27 +24,34 @@ import sys
 # The module of the service that defines its tables.
 SERVICE_MODULE = "services.data.postgres_async_db"
 
-# Selected instead of the result of the joins. The service's rows accept no other column name.
-STATUS_COLUMN = "run_status AS status"
+# What the service reads instead of its runs table and joins: it has all columns of the table, and
+# `status`.
+VIEW = "status_indexer.runs"
 
 # Fingerprints of the joins that implement the indexer's definition 1 of a status. Joins with
-# another text may define a status differently; the column would then give other answers.
+# another text may define a status differently; the view would then give other answers.
 KNOWN_FINGERPRINTS = {"f78c1c98"}
 DEFINITION_VERSION = 1
+
+# The version of the view that this file reads.
+READS_VERSION = 1
 
 # Seconds between two checks, and the time limit of one.
 CHECK_INTERVAL = 10.0
 CHECK_TIMEOUT = 2.0
 
 # Consecutive failed checks, about a minute, after which the joins are used. One failure is not
-# enough: the joins cost more than the column, and would add to the load of a busy database.
+# enough: the joins cost more than the view, and would add to the load of a busy database.
 MAX_FAILED_CHECKS = 5
 
-# Seconds by which a status may be late before the column counts as not maintained.
-MAX_DELAY = 60
+# Runs that each read of the view has to evaluate, above which the joins cost less. There are as many
+# only while no indexer is running.
+MAX_PENDING = 1000
 
-# undefined_column and insufficient_privilege: the errors of a query after the column was removed.
-COLUMN_ERRORS = ("42703", "42501")
+# undefined_column, undefined_table, undefined_function, invalid_schema_name, insufficient_privilege,
+# and object_not_in_prerequisite_state, which the view raises while the column is not valid: the errors
+# of a query after a change since the last check.
+VIEW_ERRORS = ("42703", "42P01", "42883", "3F000", "42501", "55000")
 
 # Reads only the catalog, so that it succeeds where the indexer is not installed, and the server logs
 # no error. The statement timeout ends a statement whose check has timed out. It is longer than
@@ -51,54 +59,47 @@ COLUMN_ERRORS = ("42703", "42501")
 INSTALLATION = """\
 -- plugin.installation
 set local statement_timeout = '3s';
-select (select bool_and(has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select'))
-          from pg_catalog.pg_namespace n
-          join pg_catalog.pg_class c on c.relnamespace = n.oid
-         where n.nspname = 'status_indexer'
-           and c.relname in ('state', 'queue')),
-       (select has_column_privilege(a.attrelid, a.attnum, 'select')
-          from pg_catalog.pg_attribute a
-         where a.attrelid = to_regclass(%s)
-           and a.attname = 'run_status'
-           and not a.attisdropped)"""
+select has_schema_privilege(n.oid, 'usage'),
+       (select has_table_privilege(c.oid, 'select')
+          from pg_catalog.pg_class c
+         where c.relnamespace = n.oid
+           and c.relname = 'state'),
+       (select has_table_privilege(c.oid, 'select')
+          from pg_catalog.pg_class c
+         where c.relnamespace = n.oid
+           and c.relname = 'runs'
+           and c.relkind = 'v')
+  from (values ('status_indexer')) expected (name)
+  left join pg_catalog.pg_namespace n on n.nspname = expected.name"""
 
-# The last two values show from the data alone that the column is not maintained: events that wait in
-# the queue, and running runs without an attempt_ok whose heartbeat is past the cutoff. They are correct
-# on a replica and behind a connection pooler too.
 STATE = """\
 -- plugin.state
 set local statement_timeout = '3s';
 select s.definition_version,
+       s.reads_version,
        s.cutoff_secs,
        to_regclass(s.runs_table) = to_regclass(%s),
-       status_indexer.is_valid(),
-       exists (select
-                 from status_indexer.queue q
-                where q.enqueued_at < clock_timestamp() - %s * interval '1 s'),
-       exists (select
-                 from {runs} r
-                where r.run_status = 'running'
-                  and r.last_heartbeat_ts < extract(epoch from clock_timestamp()) - s.cutoff_secs - %s
-                  and not exists (select
-                                    from {metadata} m
-                                   where m.flow_id = r.flow_id
-                                     and m.run_number = r.run_number
-                                     and m.step_name = 'end'
-                                     and m.field_name = 'attempt_ok'))
+       status_indexer.is_readable(s.valid_since),
+       (select count(*)
+          from (select
+                  from status_indexer.pending(null, false)
+                 limit %s) p)
   from status_indexer.state s"""
 
 log = logging.getLogger("status_indexer_plugin")
 
 
 class Switch:
-    """Selects the source of statuses: the column, or the service's own joins."""
+    """Selects the source of statuses: the view, or the service's own joins."""
 
     def __init__(self, service):
         self.table = service.AsyncRunTablePostgres
-        self.metadata_table_name = service.METADATA_TABLE_NAME
         self.cutoff_secs = service.RUN_INACTIVE_CUTOFF_TIME
-        self.own_joins = vars(self.table)["joins"], vars(self.table)["join_columns"]
-        self.uses_column = False
+        # A table of the service's whose rows are those of the view.
+        self.view = type(
+            self.table.__name__, (self.table,), {"table_name": VIEW, "joins": [], "join_columns": ["status"]}
+        )
+        self.uses_view = False
         # The objection that was logged last, in a tuple; None before the first.
         self.logged = None
         self.failed_checks = 0
@@ -106,21 +107,18 @@ class Switch:
         self.interval = max(0.1, float(interval))
 
     def select(self, objection):
-        """Uses the column, or the joins if there is an objection to it. Logs changes."""
-        self.uses_column = objection is None
-        source = ([], [STATUS_COLUMN]) if self.uses_column else self.own_joins
-        # The service builds a query from both attributes, so no `await` may come between them.
-        self.table.joins, self.table.join_columns = source
+        """Uses the view, or the joins if there is an objection to it. Logs changes."""
+        self.uses_view = objection is None
         if self.logged == (objection,):
             return
         self.logged = (objection,)
-        if self.uses_column:
-            log.info("status filters read the column run_status")
+        if self.uses_view:
+            log.info("status filters read the view %s", VIEW)
         else:
             log.warning("status filters use the service's own joins: %s", objection)
 
     def start_checks(self, db):
-        """Checks the column periodically, for as long as the service's event loop runs."""
+        """Checks the view periodically, for as long as the service's event loop runs."""
         loop = asyncio.get_running_loop()
 
         # A timer instead of a sleeping task, about which asyncio would warn when the loop ends.
@@ -131,7 +129,7 @@ class Switch:
         check()
 
     async def check(self, db):
-        """Selects the source according to the current state of the column. Never fails."""
+        """Selects the source according to the current state of the indexer. Never fails."""
         try:
             objection = await asyncio.wait_for(self.find_objection(db), CHECK_TIMEOUT)
             self.failed_checks = 0
@@ -139,46 +137,48 @@ class Switch:
         # No failure may reach the service. aiopg raises CancelledError for a canceled statement.
         except (Exception, asyncio.CancelledError) as error:
             self.failed_checks += 1
-            if not self.uses_column or self.failed_checks >= MAX_FAILED_CHECKS:
-                self.select(f"the column cannot be checked ({one_line(error)})")
+            if not self.uses_view or self.failed_checks >= MAX_FAILED_CHECKS:
+                self.select(f"the view cannot be checked ({one_line(error)})")
 
     async def find_objection(self, db):
-        """The reason not to use the column, or None."""
-        table = self.table.table_name
-        state = STATE.format(runs=table, metadata=self.metadata_table_name)
+        """The reason not to use the view, or None."""
         # The pool that the service lists runs from, because a replica may lag behind the primary.
         async with (db.reader_pool or db.pool).acquire() as connection:
             async with connection.cursor() as cursor:
-                await cursor.execute(INSTALLATION, (table,))
+                await cursor.execute(INSTALLATION)
                 objection = self.installation_objection(*await cursor.fetchone())
                 if objection is not None:
                     return objection
-                await cursor.execute(state, (table, MAX_DELAY, MAX_DELAY))
+                await cursor.execute(STATE, (self.table.table_name, MAX_PENDING + 1))
                 return self.state_objection(await cursor.fetchone())
 
-    def installation_objection(self, readable, column_readable):
-        """The objection to a row of INSTALLATION, where None stands for what does not exist."""
-        if readable is None:
+    def installation_objection(self, schema_readable, state_readable, view_readable):
+        """The objection to the row of INSTALLATION, where None stands for what does not exist."""
+        if schema_readable is None or state_readable is None:
             return "the indexer is not installed in this database"
-        if not readable:
+        if view_readable is None:
+            return f"the indexer's schema has no view {VIEW}: run `status-indexer migrate up`"
+        if not (schema_readable and state_readable and view_readable):
             return (
                 "the service's role needs usage on schema status_indexer "
-                "and select on its tables state and queue"
+                "and select on its relations state and runs"
             )
-        if not column_readable:
-            table = self.table.table_name
-            return f"{table} has no column run_status that the service's role may read"
         return None
 
     def state_objection(self, row):
         """The objection to a row of STATE, which is None if the indexer has no state."""
         if row is None:
             return "status_indexer.state is empty"
-        definition_version, cutoff_secs, same_table, valid, waiting, overdue = row
+        definition_version, reads_version, cutoff_secs, same_table, readable, pending = row
         if definition_version != DEFINITION_VERSION:
             return (
                 f"the indexer uses definition {definition_version} of a status, "
                 f"the plug-in supports definition {DEFINITION_VERSION}"
+            )
+        if reads_version != READS_VERSION:
+            return (
+                f"the indexer's view has version {reads_version}, the plug-in supports version {READS_VERSION}: "
+                "install the plug-in of the same release"
             )
         if not same_table:
             return f"the indexer is installed for a table other than {self.table.table_name}"
@@ -187,36 +187,42 @@ class Switch:
                 f"RUN_INACTIVE_CUTOFF_TIME is {self.cutoff_secs} for the service "
                 f"and {cutoff_secs} for the indexer"
             )
-        if not valid:
+        if not readable:
             return "the column is not valid until the indexer's backfill is complete"
-        if waiting or overdue:
+        if pending > MAX_PENDING:
             return (
-                f"the column is more than {MAX_DELAY} s behind: "
+                f"more than {MAX_PENDING} runs are waiting for the indexer: "
                 "check that `status-indexer run` is running"
             )
         return None
 
-    def with_fallback(self, find_records):
-        """`find_records`, which repeats its query with the joins when the column cannot be read."""
+    def reading_view(self, find_records):
+        """`find_records`, which reads the view where it would use the joins."""
 
-        async def find_records_with_fallback(table, *args, **kwargs):
-            used_column = self.uses_column
-            answer = await find_records(table, *args, **kwargs)
-            if used_column and is_column_error(answer):
-                self.select("the column is missing or not readable")
-                answer = await find_records(table, *args, **kwargs)
-            return answer
+        async def find_records_reading_view(table, *args, **kwargs):
+            if self.uses_view and kwargs.get("enable_joins"):
+                answer = await find_records(self.twin(table), *args, **kwargs)
+                if not is_view_error(answer):
+                    return answer
+                self.select("the view is missing or not readable")
+            return await find_records(table, *args, **kwargs)
 
-        return find_records_with_fallback
+        return find_records_reading_view
+
+    def twin(self, table):
+        """The same table of the service's, with the rows of the view."""
+        twin = object.__new__(self.view)
+        vars(twin).update(vars(table))
+        return twin
 
 
-def is_column_error(answer):
-    """Whether the service's answer is the database's error about the column."""
+def is_view_error(answer):
+    """Whether the service's answer is the database's error about the view."""
     try:
         response = answer[0]
         if response.response_code != 500:
             return False
-        return json.loads(response.body)["err_msg"]["pgcode"] in COLUMN_ERRORS
+        return json.loads(response.body)["err_msg"]["pgcode"] in VIEW_ERRORS
     except Exception:
         return False
 
@@ -270,7 +276,7 @@ def add_switch(service):
         return result
 
     service.status_indexer_switch = switch
-    switch.table.find_records = switch.with_fallback(switch.table.find_records)
+    switch.table.find_records = switch.reading_view(switch.table.find_records)
     service._AsyncPostgresDB._init = _init
 
 

@@ -40,6 +40,8 @@ class Table:
             order=", ".join(order),
             limit=limit,
         )
+        # Who gave the answer, for the tests.
+        self.db.joined = " join " in sql
         try:
             async with self.db.reader_pool.acquire() as connection:
                 async with connection.cursor(cursor_factory=psycopg2.extras.DictCursor) as cursor:
@@ -52,8 +54,12 @@ class Table:
 
 class AsyncRunTablePostgres(Table):
     table_name = RUN_TABLE_NAME
-    # Qualified: the joins have columns of these names too.
-    columns = ["%s.%s as %s" % (RUN_TABLE_NAME, key, key) for key in ("flow_id", "run_number", "ts_epoch")]
+
+    @property
+    def columns(self):
+        # Qualified: the joins have columns of these names too.
+        return ["%s.%s as %s" % (self.table_name, key, key) for key in ("flow_id", "run_number", "ts_epoch")]
+
     if os.environ.get("HOST_RELEASE") != "old":
         joins = [
             """

@@ -6,7 +6,6 @@ import os
 import sys
 
 from services.data import postgres_async_db
-from services.data.postgres_async_db import AsyncRunTablePostgres
 
 
 async def serve(db):
@@ -24,9 +23,7 @@ async def serve(db):
             limit=ask.get("limit", 51),
             enable_joins=True,
         )
-        # Which of the two gave the answer.
-        joined = bool(AsyncRunTablePostgres.joins)
-        print(json.dumps({"code": response.response_code, "body": response.body, "joined": joined}), flush=True)
+        print(json.dumps({"code": response.response_code, "body": response.body, "joined": db.joined}), flush=True)
 
 
 def main():
