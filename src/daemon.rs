@@ -6,6 +6,7 @@
 //! ends early, by a panic or otherwise, stops the daemon with an error, because a daemon that works
 //! in part would appear healthy. An unavailable database stops no stage.
 
+mod clock_watch;
 mod health;
 mod leadership;
 mod listener;

@@ -18,6 +18,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::clock_watch::ClockWatch;
 use super::health::{Health, Stage};
 use super::leadership::Leadership;
 use crate::error::{Error, Remedy, chain};
@@ -52,10 +53,6 @@ const LEADER_SILENCE: Duration = Duration::from_secs(5);
 
 /// If no probe has succeeded for this long, no leader is known.
 const LEADERLESS_AFTER: Duration = Duration::from_secs(10);
-
-/// If the database's clock steps against the local one by more than this, all deadlines are
-/// checked.
-const CLOCK_STEP_SECS: f64 = 0.5;
 
 /// From this usage of the notification queue on, each probe wakes the worker, because writers stop
 /// notifying at one half.
@@ -354,7 +351,10 @@ impl Listener {
         if probe.queue_usage >= NOTIFY_QUEUE_FULL {
             self.signals.wakeup.notify();
         }
-        let step = probes.lock().clock.step(probe.clock_secs, sent);
+        let step = probes
+            .lock()
+            .clock
+            .step(probe.clock_secs, sent, Instant::now());
         if let Some(step_secs) = step {
             tracing::warn!(
                 step_secs,
@@ -396,30 +396,6 @@ impl Probe {
     }
 }
 
-/// Compares the database's clock with the local monotonic one, to detect steps.
-#[derive(Debug, Default)]
-struct ClockWatch {
-    /// The database's clock at a local instant.
-    seen: Option<(f64, Instant)>,
-}
-
-impl ClockWatch {
-    /// By how many seconds the clock stepped since the last probe, if it did. `sent` is when the
-    /// probe was sent; a late answer alone does not count as a step.
-    fn step(&mut self, clock_secs: f64, sent: Instant) -> Option<f64> {
-        let now = Instant::now();
-        let (before_secs, before) = self.seen.replace((clock_secs, now))?;
-        let earliest = before_secs + (sent - before).as_secs_f64();
-        let latest = before_secs + (now - before).as_secs_f64();
-        let step = if clock_secs < earliest {
-            clock_secs - earliest
-        } else {
-            (clock_secs - latest).max(0.0)
-        };
-        (step.abs() > CLOCK_STEP_SECS).then_some(step)
-    }
-}
-
 /// Reads the session's traffic and wakes the worker for each notification, until the connection
 /// ends.
 async fn forward(mut traffic: Traffic, wakeup: Wakeup, metrics: Metrics) {
@@ -450,23 +426,5 @@ async fn bounded<T>(
             statement,
             after: limit,
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_keeps_pace_does_not_step_and_one_that_jumps_does() {
-        let mut watch = ClockWatch::default();
-        let start = Instant::now();
-        assert_eq!(watch.step(1000.0, start), None);
-        let elapsed = start.elapsed().as_secs_f64();
-        assert_eq!(watch.step(1000.0 + elapsed, Instant::now()), None);
-        let forward = watch.step(1090.0, Instant::now()).expect("a step ahead");
-        assert!((89.0..=90.0).contains(&forward), "{forward}");
-        let back = watch.step(1000.0, Instant::now()).expect("a step back");
-        assert!((-91.0..=-89.0).contains(&back), "{back}");
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::clock_watch::ClockWatch;
 use super::health::Health;
 use super::leadership::{LeaderWatch, Term};
 use super::read_bounds::ReadBounds;
@@ -67,8 +68,9 @@ pub(crate) struct Sweeper {
 }
 
 /// What the next scan covers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Coverage {
+    clock: ClockWatch,
     /// Deadlines after this, seconds since the epoch; none for every run that time may have
     /// changed.
     since_secs: Option<f64>,
@@ -85,6 +87,7 @@ impl Sweeper {
         // A new daemon scans everything that time may have changed. Later terms continue from the
         // last scan: another leader evaluated the runs meanwhile, so their deadlines are later.
         let mut coverage = Coverage {
+            clock: ClockWatch::default(),
             since_secs: None,
             out_of_range_due: Instant::now(),
         };
@@ -129,6 +132,12 @@ impl Sweeper {
         let out_of_range = start >= coverage.out_of_range_due;
         match self.scan(coverage.since_secs, out_of_range, term).await {
             Ok(scanned) => {
+                if let Some(step_secs) =
+                    coverage.clock.step(scanned.at_secs, start, scanned.read_at)
+                {
+                    tracing::debug!(step_secs, "the scan found another time");
+                    self.signals.deadlines.rescan_all();
+                }
                 coverage.since_secs = Some(scanned.at_secs - OVERLAP_SECS);
                 if out_of_range {
                     coverage.out_of_range_due = start + self.interval;
