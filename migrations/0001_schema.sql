@@ -35,6 +35,8 @@ create table status_indexer.state (
   definition_version integer not null,
   -- The version of the view and the functions for readers.
   reads_version      integer not null default 1,
+  -- Whether the column run_finished_at is kept, for the listings of the web UI.
+  keeps_finished_at  boolean not null default false,
   -- A scan can mark the column valid only in the generation in which it began. Generations are
   -- taken from the clock, so that a reinstalled schema never reuses one.
   generation         bigint not null default (extract(epoch from clock_timestamp()) * 1000000)::bigint,

@@ -79,6 +79,19 @@ language sql immutable parallel safe as $$
          end
 $$;
 
+-- When the run ended, milliseconds since the epoch; null while it is running, and where its end is not
+-- known. A heartbeat whose milliseconds exceed a bigint counts as not known.
+create function status_indexer.finished_at(reason text, ok_ts bigint, heartbeat bigint) returns bigint
+language sql immutable parallel safe as $$
+  select case reason
+           when 'end_succeeded' then ok_ts
+           when 'end_failed' then ok_ts
+           when 'heartbeat_lost' then case
+             when heartbeat between -9000000000000000 and 9000000000000000 then heartbeat * 1000
+           end
+         end
+$$;
+
 -- When time next changes a run's status, seconds since the epoch; null where time does not change
 -- it. A heartbeat in range expires, and a heartbeat ahead of the clock comes into range.
 create function status_indexer.next_change(

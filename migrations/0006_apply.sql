@@ -13,7 +13,8 @@ create function status_indexer.apply(
   out applied   integer,
   -- [[flow_id, run_number], ...] of the runs whose rows other transactions had locked.
   out skipped   jsonb,
-  -- [{flow_id, run_number, from, to, reason}, ...]. As json, because it is sent as text: jsonb would
+  -- [{flow_id, run_number, from, to, reason}, ...] of the runs that were written; only their end changed
+  -- where both are equal. As json, because it is sent as text: jsonb would
   -- be assembled only to be converted back.
   out changes   json,
   -- [{flow_id, run_number, value}, ...] of the runs whose newest attempt_ok is not a boolean.
@@ -37,6 +38,7 @@ declare
   began              timestamptz := clock_timestamp();
   now_secs           numeric;
   cutoff             bigint;
+  keeps_finish       boolean;
   -- The earliest end of a heartbeat's range.
   first_expiry       numeric;
 begin
@@ -110,27 +112,36 @@ begin
     return;
   end if;
 
-  cutoff := status_indexer.cutoff();
+  select s.cutoff_secs, s.keeps_finished_at
+    into cutoff, keeps_finish
+    from status_indexer.state s;
   now_secs := status_indexer.clock();
 
-  with evaluated as materialized (
+  with with_reason as materialized (
     select r.flow_id,
            r.run_number,
            r.run_status as stored,
+           r.run_finished_at as stored_finish,
            r.last_heartbeat_ts::bigint as heartbeat,
            e.ok_id,
+           e.ok_ts,
            e.ok is null and e.ok_id is not null as invalid,
            status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts::bigint, now_secs, cutoff) as reason
       from unnest(locked_flow_ids, locked_run_numbers) k (flow_id, run_number)
       join {{runs}} r on r.flow_id = k.flow_id and r.run_number = k.run_number
      cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e
+  ), evaluated as materialized (
+    select w.*,
+           case when keeps_finish then status_indexer.finished_at(w.reason, w.ok_ts, w.heartbeat) end as finish
+      from with_reason w
   ), updated as (
     update {{runs}} r
-       set run_status = status_indexer.status(e.reason)
+       set run_status = status_indexer.status(e.reason),
+           run_finished_at = e.finish
       from evaluated e
      where r.flow_id = e.flow_id
        and r.run_number = e.run_number
-       and e.stored <> status_indexer.status(e.reason)
+       and (e.stored <> status_indexer.status(e.reason) or e.stored_finish is distinct from e.finish)
   ), timers_to_set as (
     -- No index finds a failed run whose heartbeat comes into range, so it needs a timer.
     select flow_id,
@@ -159,7 +170,7 @@ begin
                                     'from', stored,
                                     'to', status_indexer.status(reason),
                                     'reason', reason))
-           filter (where stored <> status_indexer.status(reason)),
+           filter (where stored <> status_indexer.status(reason) or stored_finish is distinct from finish),
          jsonb_agg(jsonb_build_object('flow_id', status_indexer.sendable(flow_id),
                                       'run_number', run_number,
                                       'value', status_indexer.evidence_text(ok_id)))

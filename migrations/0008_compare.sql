@@ -20,8 +20,8 @@ create function status_indexer.compare(
   -- The runs that differ.
   out flow_ids        text[],
   out run_numbers     bigint[],
-  -- The same as [{flow_id, run_number, stored, expected, reason, queued, ok_value, ok_ts, retry_ts,
-  --   heartbeat, deadline_distance}, ...], with `reasons`; the distance in seconds, null where no
+  -- The same as [{flow_id, run_number, stored, expected, reason, stored_finished_at, finished_at, queued,
+  --   ok_value, ok_ts, retry_ts, heartbeat, deadline_distance}, ...], with `reasons`; the distance in seconds, null where no
   -- heartbeat decides.
   out drift           jsonb
 )
@@ -39,6 +39,7 @@ as $$
 declare
   now_secs numeric := status_indexer.clock();
   cutoff   bigint := status_indexer.cutoff();
+  keeps_finish boolean := (select s.keeps_finished_at from status_indexer.state s);
   -- Where runs have many metadata rows, each run's evidence is looked up separately.
   by_range boolean := (select m.reltuples <= 100 * greatest(r.reltuples, 1)
                          from status_indexer.state s
@@ -53,7 +54,7 @@ begin
   end if;
 
   with step as materialized (
-    select r.flow_id, r.run_number, r.run_status, r.last_heartbeat_ts
+    select r.flow_id, r.run_number, r.run_status, r.run_finished_at, r.last_heartbeat_ts
       from {{runs}} r
      where (r.flow_id, r.run_number) > (after_flow_id, after_run_number)
        and (all_sendable or status_indexer.convertible(r.flow_id) = r.flow_id)
@@ -79,6 +80,7 @@ begin
     select s.flow_id,
            s.run_number,
            s.run_status as stored,
+           s.run_finished_at as stored_finish,
            s.last_heartbeat_ts::bigint as heartbeat,
            e.ok,
            e.ok_ts,
@@ -99,8 +101,14 @@ begin
     offset 0
   ), with_status as (
     select r.*,
-           status_indexer.status(r.reason) as expected
+           status_indexer.status(r.reason) as expected,
+           case when keeps_finish then status_indexer.finished_at(r.reason, r.ok_ts, r.heartbeat) end as finish
       from with_reason r
+    offset 0
+  ), compared_runs as (
+    select w.*,
+           w.stored <> w.expected or w.stored_finish is distinct from w.finish as differs
+      from with_status w
     offset 0
   )
   select count(*),
@@ -108,14 +116,16 @@ begin
          case when reasons then count(*) filter (where expected = 'failed') end,
          (select flow_id from ranges order by flow_id desc limit 1),
          (select high from ranges order by flow_id desc limit 1),
-         array_agg(flow_id) filter (where stored <> expected),
-         array_agg(run_number) filter (where stored <> expected),
+         array_agg(flow_id) filter (where differs),
+         array_agg(run_number) filter (where differs),
          jsonb_agg(jsonb_build_object(
            'flow_id', flow_id,
            'run_number', run_number,
            'stored', stored,
            'expected', expected,
            'reason', reason,
+           'stored_finished_at', stored_finish,
+           'finished_at', finish,
            'queued', exists (select
                                from status_indexer.queue q
                               where q.flow_id = w.flow_id
@@ -128,9 +138,9 @@ begin
            'retry_ts', retry_ts,
            'heartbeat', heartbeat,
            'deadline_distance', status_indexer.deadline_distance(reason, heartbeat, now_secs, cutoff)))
-           filter (where reasons and stored <> expected)
+           filter (where reasons and differs)
     into compared, completed, failed, last_flow_id, last_run_number, flow_ids, run_numbers, drift
-    from with_status w;
+    from compared_runs w;
 end
 $$;
 

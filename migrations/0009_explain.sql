@@ -13,14 +13,16 @@ declare
   answer   jsonb;
 begin
   -- One query for each of the two indexes. A number that is too long for bigint can only be a run_id.
-  select r.flow_id::text, r.run_number::bigint, r.run_id::text, r.run_status, r.last_heartbeat_ts::bigint as heartbeat
+  select r.flow_id::text, r.run_number::bigint, r.run_id::text, r.run_status, r.run_finished_at,
+         r.last_heartbeat_ts::bigint as heartbeat
     into chosen
     from {{runs}} r
    where r.flow_id = explain.flow_id
      and r.run_number = case when explain.run ~ '^-?[0-9]{1,18}$' then explain.run::bigint end
      and r.run_number::text = explain.run;
   if not found then
-    select r.flow_id::text, r.run_number::bigint, r.run_id::text, r.run_status, r.last_heartbeat_ts::bigint as heartbeat
+    select r.flow_id::text, r.run_number::bigint, r.run_id::text, r.run_status, r.run_finished_at,
+         r.last_heartbeat_ts::bigint as heartbeat
       into chosen
       from {{runs}} r
      where r.flow_id = explain.flow_id
@@ -49,6 +51,7 @@ begin
            chosen.run_number,
            chosen.run_id,
            chosen.run_status,
+           chosen.run_finished_at,
            chosen.heartbeat,
            e.*,
            status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, chosen.heartbeat, now_secs, cutoff) as reason
@@ -71,7 +74,10 @@ begin
              when reason = 'heartbeat_lost' then heartbeat::numeric * 1000
            end,
            'stored', run_status,
-           'agrees', run_status = status,
+           'agrees', run_status = status
+                     and run_finished_at is not distinct from (
+                           select case when s.keeps_finished_at then status_indexer.finished_at(reason, ok_ts, heartbeat) end
+                             from status_indexer.state s),
            'valid', status_indexer.is_valid(),
            'queued', exists (select
                                from status_indexer.queue q

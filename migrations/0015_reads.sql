@@ -124,18 +124,27 @@ begin
 end
 $$;
 
--- The status of one run by the definition, for the runs that `pending` names.
-create function status_indexer.status_now(flow_id text, run_number bigint, heartbeat bigint)
-returns text
+-- The status of one run by the definition, and when it ended, for the runs that `pending` names.
+create function status_indexer.status_now(
+  flow_id         text,
+  run_number      bigint,
+  heartbeat       bigint,
+  out status      text,
+  out finished_at bigint
+)
 language plpgsql stable security definer cost 1000
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_variable
+declare
+  e      record;
+  reason text;
 begin
-  return (select status_indexer.status(
-                   status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, heartbeat,
-                                         status_indexer.evaluation_clock(), status_indexer.cutoff()))
-            from status_indexer.evidence(flow_id, run_number) e);
+  select * into e from status_indexer.evidence(flow_id, run_number);
+  reason := status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, heartbeat, status_indexer.evaluation_clock(),
+                                  status_indexer.cutoff());
+  status := status_indexer.status(reason);
+  finished_at := status_indexer.finished_at(reason, e.ok_ts, heartbeat);
 end
 $$;
 

@@ -1,5 +1,5 @@
 -- For readers in SQL: every column of the runs table, and `status`, which is exact in the snapshot of
--- the query. While the column run_status is not valid, a query raises an error.
+-- the query. Where the site keeps it, also `finished_at`, milliseconds since the epoch. While the column run_status is not valid, a query raises an error.
 --
 -- One ordered range of the index `status_indexer_listing` for each status, without the pending runs,
 -- and the pending runs, evaluated. A condition on `status` removes the ranges that it excludes. The
@@ -10,9 +10,9 @@
 -- column that a view reads. The function is inlined. It has the columns of the time of the migration;
 -- `migrate up` creates both again where these changed.
 create function status_indexer.exact_runs()
-returns table ({{columns_with_types}}, status text)
+returns table ({{columns_with_types}}, status text{{finish_type}})
 language sql stable as $$
-  (select {{columns}}, 'running'::text
+  (select {{columns}}, 'running'::text{{finish_of_running}}
      from {{runs}} r
     where r.run_status = 'running'
       and (r.flow_id::text, r.run_number::bigint) not in (
@@ -20,7 +20,7 @@ language sql stable as $$
               from status_indexer.pending() p)
     order by r.ts_epoch desc, r.run_number desc)
   union all
-  (select {{columns}}, 'completed'::text
+  (select {{columns}}, 'completed'::text{{finish_stored}}
      from {{runs}} r
     where r.run_status = 'completed'
       and (r.flow_id::text, r.run_number::bigint) not in (
@@ -28,7 +28,7 @@ language sql stable as $$
               from status_indexer.pending() p)
     order by r.ts_epoch desc, r.run_number desc)
   union all
-  (select {{columns}}, 'failed'::text
+  (select {{columns}}, 'failed'::text{{finish_stored}}
      from {{runs}} r
     where r.run_status = 'failed'
       and (r.flow_id::text, r.run_number::bigint) not in (
@@ -36,10 +36,10 @@ language sql stable as $$
               from status_indexer.pending() p)
     order by r.ts_epoch desc, r.run_number desc)
   union all
-  (select {{columns}}, e.status
+  (select {{columns}}, e.status{{finish_evaluated}}
      from status_indexer.pending() p
      join {{runs}} r on r.flow_id = p.flow_id and r.run_number = p.run_number
-    cross join lateral status_indexer.status_now(p.flow_id, p.run_number, r.last_heartbeat_ts::bigint) e (status)
+    cross join lateral status_indexer.status_now(p.flow_id, p.run_number, r.last_heartbeat_ts::bigint) e
     order by r.ts_epoch desc, r.run_number desc)
 $$;
 

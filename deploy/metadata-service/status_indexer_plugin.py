@@ -1,9 +1,10 @@
-"""Makes the metadata service read run statuses from the view that status-indexer maintains.
+"""Makes the metadata service and the web UI's backend read run statuses from status-indexer.
 
-Owns one method of the service's runs table, `find_records`. While the view can be read, the listings
-with a status are answered from it. Otherwise they are answered by the service's own joins, which
-compute the status. The answers are equal: a status in the view is exact in the snapshot of the query.
-Promises that the service always starts and answers: every failure here ends with the service's own
+Owns one method of each one's runs table, `find_records`. While the indexer's column can be relied on,
+listings with a status are answered from it: those of the metadata service from the view
+`status_indexer.runs`, those of the UI backend by statements of this file. Otherwise they are answered
+by joins of the service's own, which compute the status. The answers are equal: each status is exact in
+the snapshot of the query. Promises that the service always starts and answers: every failure here ends with the service's own
 joins and one line in its log. Runs in the service's event loop and borrows one connection of its pool
 for a short check every few seconds.
 
@@ -14,15 +15,20 @@ Loaded by `sitecustomize.py` beside this file, or by
 import asyncio
 import hashlib
 import importlib.util
+import inspect
+import io
 import json
 import logging
 import os
 import re
 import runpy
 import sys
+import textwrap
+import tokenize
 
-# The module of the service that defines its tables.
+# The modules that define the runs tables of the metadata service and of the UI backend.
 SERVICE_MODULE = "services.data.postgres_async_db"
+UI_MODULE = "services.ui_backend_service.data.db.tables.run"
 
 # What the service reads instead of its runs table and joins: it has all columns of the table, and
 # `status`.
@@ -32,6 +38,9 @@ VIEW = "status_indexer.runs"
 # another text may define a status differently; the view would then give other answers.
 KNOWN_FINGERPRINTS = {"f78c1c98"}
 DEFINITION_VERSION = 1
+
+# The same for the UI backend: its joins, and the method that builds its statements.
+KNOWN_UI_FINGERPRINTS = {"fc593b64"}
 
 # The version of the view that this file reads.
 READS_VERSION = 1
@@ -80,6 +89,7 @@ select s.definition_version,
        s.cutoff_secs,
        to_regclass(s.runs_table) = to_regclass(%s),
        status_indexer.is_readable(s.valid_since),
+       s.keeps_finished_at,
        (select count(*)
           from (select
                   from status_indexer.pending(null, false)
@@ -100,6 +110,8 @@ class Switch:
             self.table.__name__, (self.table,), {"table_name": VIEW, "joins": [], "join_columns": ["status"]}
         )
         self.uses_view = False
+        # Whether the indexer keeps the ends of runs, which the UI's listings need.
+        self.keeps_finish = False
         # The objection that was logged last, in a tuple; None before the first.
         self.logged = None
         self.failed_checks = 0
@@ -169,7 +181,8 @@ class Switch:
         """The objection to a row of STATE, which is None if the indexer has no state."""
         if row is None:
             return "status_indexer.state is empty"
-        definition_version, reads_version, cutoff_secs, same_table, readable, pending = row
+        definition_version, reads_version, cutoff_secs, same_table, readable, keeps_finish, pending = row
+        self.keeps_finish = keeps_finish
         if definition_version != DEFINITION_VERSION:
             return (
                 f"the indexer uses definition {definition_version} of a status, "
@@ -216,6 +229,261 @@ class Switch:
         return twin
 
 
+class Unsupported(Exception):
+    """A listing that is left to the joins."""
+
+
+class Listings:
+    """Answers the listings of the UI backend without its joins.
+
+    A listing is put together from ranges of runs, one for each status, and the pending runs, which are
+    evaluated. Listings that the joins answer as fast are left to them.
+    """
+
+    def __init__(self, switch, module, service):
+        self.switch = switch
+        self.table = module.AsyncRunTablePostgres
+        self.flows_table_name = service.FLOW_TABLE_NAME
+        self.old_run_cutoff = module.OLD_RUN_FAILURE_CUTOFF_TIME
+        self.logged = False
+
+    def reading_column(self, find_records):
+        """`find_records`, which answers listings from the column where it can."""
+
+        async def find_records_reading_column(table, *args, **kwargs):
+            answer = await self.answer(table, args, kwargs)
+            return answer if answer is not None else await find_records(table, *args, **kwargs)
+
+        return find_records_reading_column
+
+    async def answer(self, table, args, kwargs):
+        """The answer to a listing, or None where the joins have to give it."""
+        # Single runs cost the joins little, and a message about a run must not outrun its status.
+        if not kwargs.get("enable_joins") or kwargs.get("fetch_single") or kwargs.get("benchmark") or args:
+            return None
+        if not self.switch.uses_view:
+            return None
+        if not self.switch.keeps_finish:
+            if not self.logged:
+                self.logged = True
+                log.info("the web UI's listings use its own joins: run `status-indexer migrate up --ui`")
+            return None
+        try:
+            sql, values = self.statement(table, kwargs)
+        except Unsupported:
+            return None
+        result, pagination = await table.execute_sql(
+            select_sql=sql,
+            values=values,
+            fetch_single=False,
+            expanded=kwargs.get("expanded", False),
+            limit=kwargs.get("limit") or 0,
+            offset=kwargs.get("offset") or 0,
+        )
+        if result.response_code != 200:
+            if is_view_error((result,)):
+                self.switch.select("the view is missing or not readable")
+            return None
+        if kwargs.get("groups") and not result.body:
+            return result, None, None
+        postprocess = kwargs.get("postprocess")
+        if postprocess is not None:
+            result = postprocess(result, invalidate_cache=kwargs.get("invalidate_cache", False))
+            if inspect.isawaitable(result):
+                result = await result
+        return result, pagination, None
+
+    def statement(self, table, kwargs):
+        """The statement of a listing, and its values."""
+        conditions, values = kwargs.get("conditions") or [], list(kwargs.get("values") or [])
+        order = kwargs.get("order") or self.overwritten_order(table, kwargs.get("overwrite_select_from"))
+        limit, offset = kwargs.get("limit") or 0, kwargs.get("offset") or 0
+        if limit < 0 or offset < 0:
+            raise Unsupported
+        statuses, rest = self.statuses(conditions, values)
+        # Where no more than the columns of the runs table matters, the joins stop with the page.
+        computed = len(statuses) < len(STATUSES) or mentions(rest + order, COMPUTED)
+        if not computed and limit and not kwargs.get("groups") and not kwargs.get("overwrite_select_from"):
+            raise Unsupported
+        page = Page(self, table, conditions, order, statuses if computed else None)
+        if kwargs.get("groups"):
+            return self.grouped(page, kwargs, values, limit, offset)
+        sql, count = page.select(order, limit, offset)
+        return f"{self.pending()} {sql}", values * count
+
+    @staticmethod
+    def statuses(conditions, values):
+        """The statuses that the conditions permit, as far as that is known, and the other conditions."""
+        wanted, rest, position = set(STATUSES), [], 0
+        for condition in conditions:
+            count = condition.count("%s")
+            if re.fullmatch(r'\("status" = %s(?: OR "status" = %s)*\)', condition):
+                wanted &= set(values[position : position + count])
+            else:
+                rest.append(condition)
+            position += count
+        return [status for status in STATUSES if status in wanted], rest
+
+    @staticmethod
+    def pending():
+        return (
+            "WITH RECURSIVE pending AS MATERIALIZED ("
+            "SELECT p.flow_id, p.run_number FROM status_indexer.pending() p)"
+        )
+
+    @staticmethod
+    def overwritten_order(table, source):
+        """The order of a listing whose caller has put it into the source of the rows."""
+        if not source:
+            return []
+        name = re.escape(table.table_name)
+        found = re.fullmatch(rf"\(SELECT \* FROM {name} ORDER BY (.*)\) AS {name}", source)
+        if not found:
+            raise Unsupported
+        return [found[1]]
+
+    def grouped(self, page, kwargs, values, limit, offset):
+        """The newest runs of each group: of flows or of users."""
+        groups, group_limit, order = kwargs["groups"], kwargs.get("group_limit") or 0, page.order
+        if kwargs.get("overwrite_select_from"):
+            raise Unsupported
+        name = page.name
+        if groups == ['"flow_id"']:
+            own, labels = f"{name}.flow_id", f"labels AS (SELECT f.flow_id AS label FROM {self.flows_table_name} f)"
+        elif groups == ['"user"']:
+            # Each step finds the next user by one look at the index on this expression. Runs without a
+            # user are in no group.
+            own = (
+                f"(CASE WHEN {name}.system_tags ? ('user:' || {name}.user_name)"
+                f" THEN {name}.user_name ELSE NULL END)"
+            )
+            labels = (
+                f"labels AS ((SELECT {own} AS label FROM {name} WHERE {own} IS NOT NULL ORDER BY 1 LIMIT 1)"
+                f" UNION ALL SELECT (SELECT {own} FROM {name} WHERE {own} > l.label ORDER BY 1 LIMIT 1)"
+                " FROM labels l WHERE l.label IS NOT NULL)"
+            )
+        else:
+            raise Unsupported
+        one, one_count = page.select([], 1, 0, f"{own} = l.label")
+        runs, runs_count = page.select(order, group_limit, 0, f"{own} = g.label")
+        sql = (
+            f"{self.pending()}, {labels}, chosen AS MATERIALIZED (SELECT l.label FROM labels l"
+            f" WHERE l.label IS NOT NULL AND EXISTS ({one}) ORDER BY l.label"
+            f"{f' LIMIT {limit}' if limit else ''}{f' OFFSET {offset}' if offset else ''})"
+            f" SELECT r.* FROM chosen g CROSS JOIN LATERAL ({runs}) r ORDER BY {', '.join(['g.label'] + order)}"
+        )
+        return sql, values * (one_count + runs_count)
+
+
+class Page:
+    """Builds the select of a page: the conditions, order and limit are in each of its parts."""
+
+    def __init__(self, listings, table, conditions, order, statuses):
+        self.old_run_cutoff = listings.old_run_cutoff
+        self.name = table.table_name
+        self.columns = list(table.select_columns)
+        self.conditions = conditions
+        self.order = order
+        # The statuses with a part each; None where one part serves all of them.
+        self.statuses = statuses
+        # Whether the order or a condition concerns the ends of runs, for which there are indexes.
+        self.ends_matter = mentions(conditions + order, ('"finished_at"', '"duration"'))
+
+    def select(self, order, limit, offset, own=None):
+        """The select, and how many times it contains the conditions. `own` selects the runs of a group."""
+        where = f" WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
+        order_by = f" ORDER BY {', '.join(order)}" if order else ""
+        part_limit = f" LIMIT {limit + offset}" if limit else ""
+        own = [own] if own else []
+        sources = [self.exact_runs(own)] if self.statuses is None else self.ranges(own)
+        sources.append(self.pending_runs(own))
+        parts = [f"(SELECT * FROM ({source}) T{where}{order_by}{part_limit})" for source in sources]
+        sql = (
+            f"SELECT * FROM ({' UNION ALL '.join(parts)}) U{order_by}"
+            f"{f' LIMIT {limit}' if limit else ''}{f' OFFSET {offset}' if offset else ''}"
+        )
+        return sql, len(parts)
+
+    def ranges(self, own):
+        """The runs whose column is exact, by their statuses, and by whether their ends are known."""
+        name = self.name
+        ended = f"({name}.run_finished_at - {name}.ts_epoch)"
+        ranges = []
+        for status in self.statuses:
+            conditions = [f"{name}.run_status = '{status}'", self.is_exact()] + own
+            status_text = f"'{status}'::text"
+            if status == "running":
+                ranges.append(self.runs("null::bigint", status_text, self.running_duration(), name, conditions))
+                continue
+            finish = f"{name}.run_finished_at"
+            if status == "completed" or self.ends_matter:
+                known = conditions + ([f"{ended} IS NOT NULL"] if self.ends_matter else [])
+                ranges.append(self.runs(finish, status_text, ended, name, known))
+            if status == "failed" and self.ends_matter:
+                unknown = conditions + [f"{ended} IS NULL"]
+                ranges.append(self.runs("null::bigint", status_text, self.unknown_duration(), name, unknown))
+            elif status == "failed":
+                ranges.append(self.runs(finish, status_text, self.duration(status_text, finish), name, conditions))
+        return ranges
+
+    def exact_runs(self, own):
+        """The runs whose column is exact, of all statuses."""
+        status, finish = f"{self.name}.run_status", f"{self.name}.run_finished_at"
+        return self.runs(finish, status, self.duration(status, finish), self.name, [self.is_exact()] + own)
+
+    def pending_runs(self, own):
+        """The runs whose column may not be exact, evaluated."""
+        name = self.name
+        source = (
+            f"pending p JOIN {name} ON {name}.flow_id = p.flow_id AND {name}.run_number = p.run_number"
+            f" CROSS JOIN LATERAL status_indexer.status_now(p.flow_id, p.run_number, {name}.last_heartbeat_ts::bigint) e"
+        )
+        return self.runs("e.finished_at", "e.status", self.duration("e.status", "e.finished_at"), source, own)
+
+    def runs(self, finish, status, duration, source, conditions):
+        columns = self.columns + [f"{finish} AS finished_at", f"{status} AS status", f"{duration} AS duration"]
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return f"SELECT {', '.join(columns)} FROM {source}{where}"
+
+    def is_exact(self):
+        return (
+            f"({self.name}.flow_id::text, {self.name}.run_number::bigint)"
+            " NOT IN (SELECT p.flow_id, p.run_number FROM pending p)"
+        )
+
+    def duration(self, status, finish):
+        return (
+            f"(CASE WHEN {finish} IS NOT NULL THEN {finish} - {self.name}.ts_epoch"
+            f" WHEN {status} = 'running' THEN {self.running_duration()}"
+            f" ELSE {self.unknown_duration()} END)"
+        )
+
+    def running_duration(self):
+        # Without a heartbeat it is being retried, and the joins count up to its last attempt.
+        name = self.name
+        return (
+            f"(CASE WHEN {name}.last_heartbeat_ts IS NOT NULL THEN {name}.last_heartbeat_ts*1000-{name}.ts_epoch"
+            f" ELSE (SELECT o.ok_ts FROM status_indexer.newest_attempt_ok({name}.flow_id::text,"
+            f" {name}.run_number::bigint) o) - {name}.ts_epoch END)"
+        )
+
+    def unknown_duration(self):
+        # Without a heartbeat and without an end: from its start until now, as in the joins.
+        age = f"@(extract(epoch from now())::bigint*1000-{self.name}.ts_epoch)"
+        return f"(CASE WHEN {age} > {self.old_run_cutoff} THEN NULL ELSE {age} END)"
+
+
+def mentions(texts, names):
+    """Whether one of the texts contains one of the names."""
+    return any(name in text for text in texts for name in names)
+
+
+STATUSES = ("running", "completed", "failed")
+
+# The columns of the UI's listings that the joins compute.
+COMPUTED = ('"status"', '"finished_at"', '"duration"')
+
+
 def is_view_error(answer):
     """Whether the service's answer is the database's error about the view."""
     try:
@@ -236,10 +504,36 @@ def fingerprint(service):
     joins, columns = vars(table).get("joins"), vars(table).get("join_columns")
     if not isinstance(joins, list) or not isinstance(columns, list):
         return None
-    text = " ".join("\n".join(joins + ["select"] + columns).split())
+    return short_hash(normalized("\n".join(joins + ["select"] + columns), table, service))
+
+
+def normalized(text, table, service):
+    """The text of joins without what differs between sites."""
+    text = " ".join(text.split())
     text = text.replace(f"<={service.RUN_INACTIVE_CUTOFF_TIME} ", "<={cutoff} ")
     for name, value in (("{runs}", table.table_name), ("{metadata}", service.METADATA_TABLE_NAME)):
         text = re.sub(rf"(?<![\w.]){re.escape(value)}(?!\w)", name, text)
+    return text
+
+
+def ui_fingerprint(module, service):
+    """A hash of what the UI backend's listings are made of: its joins, and the method that uses them."""
+    table = module.AsyncRunTablePostgres
+    text = "\n".join(table.joins + ["select"] + table.join_columns)
+    text = text.replace(f">{module.OLD_RUN_FAILURE_CUTOFF_TIME}\n", ">{old_run_cutoff}\n")
+    return short_hash(normalized(text, table, service) + code_of(table.find_records))
+
+
+def code_of(function):
+    """The source of a function without comments, white space and commas, which formatters change."""
+    source = textwrap.dedent(inspect.getsource(function))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    kept = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
+    words = (token.string for token in tokens if token.type in kept and token.string not in ",()")
+    return " ".join(" ".join(words).replace("'", '"').split())
+
+
+def short_hash(text):
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -280,6 +574,25 @@ def add_switch(service):
     service._AsyncPostgresDB._init = _init
 
 
+def attach_ui(module):
+    """Wraps the listings of the UI backend, if their fingerprint is known."""
+    service = sys.modules.get(SERVICE_MODULE)
+    switch = getattr(service, "status_indexer_switch", None)
+    if switch is None or getattr(module, "status_indexer_listings", None):
+        return
+    found = ui_fingerprint(module, service)
+    if found not in KNOWN_UI_FINGERPRINTS | {os.environ.get("STATUS_INDEXER_PLUGIN_ACCEPT_UI")}:
+        log.warning(
+            "inactive for the web UI: its listings have the unknown fingerprint %s; "
+            "read the plug-in's README before accepting it",
+            found,
+        )
+        return
+    listings = Listings(switch, module, service)
+    module.status_indexer_listings = listings
+    listings.table.find_records = listings.reading_column(listings.table.find_records)
+
+
 def log_inactive(error):
     log.warning("inactive: %s", one_line(error))
 
@@ -292,30 +605,33 @@ def one_line(error):
 
 
 class ImportHook:
-    """Attaches the plug-in once, when the service's module is imported; the import is unchanged."""
+    """Attaches the plug-in to a module once, when it is imported; the import is unchanged."""
 
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name != SERVICE_MODULE:
+    def __init__(self, module, attach_to):
+        self.module = module
+        self.attach_to = attach_to
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.module:
             return None
         try:
             # Removed first, because the search below would call this hook again.
-            sys.meta_path.remove(cls)
+            sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)
-            attach_after_load(spec)
+            attach_after_load(spec, self.attach_to)
             return spec
         except Exception as error:
             log_inactive(error)
             return None
 
 
-def attach_after_load(spec):
+def attach_after_load(spec, attach_to):
     load = spec.loader.exec_module
 
     def exec_module(module):
         load(module)
         try:
-            attach(module)
+            attach_to(module)
         except Exception as error:
             log_inactive(error)
 
@@ -325,8 +641,8 @@ def attach_after_load(spec):
 def install():
     """Called before the service is imported. `STATUS_INDEXER_PLUGIN=off` disables the plug-in."""
     if os.environ.get("STATUS_INDEXER_PLUGIN", "on").lower() not in ("off", "0", "false", "no"):
-        if ImportHook not in sys.meta_path and SERVICE_MODULE not in sys.modules:
-            sys.meta_path.insert(0, ImportHook)
+        if SERVICE_MODULE not in sys.modules and not any(isinstance(hook, ImportHook) for hook in sys.meta_path):
+            sys.meta_path[:0] = [ImportHook(SERVICE_MODULE, attach), ImportHook(UI_MODULE, attach_ui)]
 
 
 if __name__ == "__main__":

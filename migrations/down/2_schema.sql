@@ -42,6 +42,7 @@ drop function if exists status_indexer.convertible(text);
 drop function if exists status_indexer.deadline_distance(text, bigint, numeric, bigint);
 drop function if exists status_indexer.next_change(text, bigint, numeric, bigint);
 drop function if exists status_indexer.reason(boolean, bigint, bigint, bigint, numeric, bigint);
+drop function if exists status_indexer.finished_at(text, bigint, bigint);
 drop function if exists status_indexer.in_range(bigint, numeric, bigint);
 drop function if exists status_indexer.status(text);
 drop function if exists status_indexer.read_boolean(anyelement);

@@ -168,7 +168,7 @@ select * from (({})) m order by {ORDER} limit {ROWS} offset {OFFSET}
         where r.flow_id = {FLOW}
           and r.run_number = p.run_number
        offset 0) r
- cross join lateral status_indexer.status_now({FLOW}, p.run_number, r.last_heartbeat_ts::bigint) e (status)
+ cross join lateral status_indexer.status_now({FLOW}, p.run_number, r.last_heartbeat_ts::bigint) e
  where e.status in ({}){}
  order by r.ts_epoch desc, r.run_number desc
  limit {ROWS} + {OFFSET}",

@@ -39,6 +39,15 @@ pub struct MigrateArgs {
         global = true
     )]
     allow_publications: bool,
+    /// Also store when each run ended, with three indexes, for the listings of Metaflow's web UI; takes
+    /// effect after a backfill that writes every run
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_UI",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        global = true
+    )]
+    ui: bool,
     #[command(flatten)]
     wait: WaitArgs,
     #[command(flatten)]
@@ -79,6 +88,7 @@ pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit
                 grant_to,
                 grant_dump_to: args.grant_dump_to,
                 allow_publications: args.allow_publications,
+                ui: args.ui,
                 ..args.connection.migration()
             };
             migrate::up(&connector, &options, stop).await?;

@@ -213,10 +213,12 @@ fn list(run: &Difference, json: bool, nth: u64) -> anyhow::Result<()> {
         print(&json!(run).to_string())
     } else if nth <= MAX_LISTED {
         print(&format!(
-            "{}: stored {}, expected {} ({}; attempt_ok {} at {}, attempt at {}, heartbeat {})",
+            "{}: stored {}{}, expected {}{} ({}; attempt_ok {} at {}, attempt at {}, heartbeat {})",
             run.key,
             run.stored,
+            ended(run.stored_finished_at),
             run.expected,
+            ended(run.finished_at),
             run.reason,
             run.ok_value.as_deref().unwrap_or("none"),
             text(run.ok_ts),
@@ -228,6 +230,11 @@ fn list(run: &Difference, json: bool, nth: u64) -> anyhow::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// When a run ended, where this is kept and known.
+fn ended(at_ms: Option<i64>) -> String {
+    at_ms.map_or_else(String::new, |at_ms| format!(" at {at_ms}"))
 }
 
 fn text(number: Option<i64>) -> String {

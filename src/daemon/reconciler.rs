@@ -267,6 +267,8 @@ impl Reconciler {
                 stored = run.stored.as_str(),
                 expected = run.expected.as_str(),
                 reason = run.reason.as_str(),
+                stored_finished_at = run.stored_finished_at,
+                finished_at = run.finished_at,
                 cause,
                 attempt_ok = run.ok_value,
                 attempt_ok_ts = run.ok_ts,

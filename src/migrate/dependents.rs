@@ -53,10 +53,10 @@ with names as (
      and ((d.refclassid, d.refobjid) in (select classid, objid from inside)
           or (d.refclassid = 'pg_class'::regclass
               and d.refobjid = to_regclass($1)
-              and d.refobjsubid = (select attnum
+              and d.refobjsubid in (select attnum
                                      from pg_attribute
                                     where attrelid = to_regclass($1)
-                                      and attname = 'run_status'
+                                      and attname in ('run_status', 'run_finished_at')
                                       and not attisdropped)))
      and (d.classid, d.objid) not in (select classid, objid from inside)
      and coalesce(w.ev_class, f.adrelid, nullif(c.conrelid, to_regclass($1)), 0)

@@ -134,7 +134,7 @@ select runs_table, metadata_table
 select exists (select
                  from pg_attribute
                 where attrelid = to_regclass($1)
-                  and attname = 'run_status'
+                  and attname in ('run_status', 'run_finished_at')
                   and not attisdropped)";
         if applied.contains(&COLUMN_VERSION) {
             return Ok(());
@@ -142,7 +142,7 @@ select exists (select
         let runs = self.tables.runs.quoted();
         ensure!(
             !query_bool(&self.client, COLUMN_EXISTS, &[(&runs, Type::TEXT)]).await?,
-            "{runs} already has a column run_status that the indexer did not create: rename or drop \
+            "{runs} already has a column run_status or run_finished_at that the indexer did not create: rename or drop \
              that column first"
         );
         Ok(())

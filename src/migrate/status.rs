@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::index;
 use super::installed::{Applied, history};
 use super::query::{query, query_one};
-use super::steps::{self, STEPS};
+use super::steps::{self, Kind, STEPS};
 use super::tables::{TableNames, Tables};
 use crate::pg::{Connector, SessionProfile};
 
@@ -26,14 +26,17 @@ pub async fn status(connector: &Connector, names: &TableNames) -> anyhow::Result
         format!("{}, {}", tables.runs.quoted(), tables.metadata.quoted()),
     );
     let history = history(&client).await?;
-    let all_applied = report.steps(&history);
+    let ui = history
+        .iter()
+        .any(|applied| steps::is_of_ui(applied.version));
+    let all_applied = report.steps(&history, ui);
     if history.is_empty() {
         report.hint("not installed: run `status-indexer migrate up`");
         return Ok((report.text, false));
     }
     // The function that lists the triggers may not exist before all steps are applied.
     let mut complete = all_applied && report.triggers(&client).await?;
-    complete &= report.indexes(&client, &tables).await?;
+    complete &= report.indexes(&client, &tables, ui).await?;
     if complete {
         report.validity(&client).await?;
     }
@@ -59,15 +62,23 @@ impl Report {
         self.text.push('\n');
     }
 
-    fn steps(&mut self, history: &[Applied]) -> bool {
+    fn steps(&mut self, history: &[Applied], ui: bool) -> bool {
         let mut complete = true;
         for step in STEPS {
             let applied = history
                 .iter()
                 .find(|applied| applied.version == step.version);
-            complete &= applied.is_some();
+            let optional = step.kind == Kind::UiIndex && !ui;
+            complete &= applied.is_some() || optional;
             let state = applied.map_or_else(
-                || "pending".to_owned(),
+                || {
+                    if optional {
+                        "optional: `migrate up --ui`"
+                    } else {
+                        "pending"
+                    }
+                    .to_owned()
+                },
                 |applied| format!("applied {}", applied.at),
             );
             self.text.push_str(&format!("{:<28}{state}\n", step.name));
@@ -98,9 +109,14 @@ select to_regclass(table_name)::text, trigger_name, state
         Ok(complete)
     }
 
-    async fn indexes(&mut self, client: &Client, tables: &Tables) -> anyhow::Result<bool> {
+    async fn indexes(
+        &mut self,
+        client: &Client,
+        tables: &Tables,
+        ui: bool,
+    ) -> anyhow::Result<bool> {
         let mut complete = true;
-        for step in steps::indexes() {
+        for step in steps::indexes().filter(|step| ui || step.kind == Kind::Index) {
             let (state, repair) = match index::validity(client, tables, step).await? {
                 Some(true) => ("valid", None),
                 Some(false) => ("invalid", Some("status-indexer migrate up")),

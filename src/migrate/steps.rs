@@ -15,6 +15,15 @@ pub(super) enum Kind {
     /// By `create index concurrently`, which cannot run in a transaction; again if the index is
     /// missing or not valid.
     Index,
+    /// The same, for sites that keep the ends of runs for the web UI.
+    UiIndex,
+}
+
+impl Kind {
+    /// Whether the step creates an index.
+    pub(super) fn is_index(self) -> bool {
+        matches!(self, Self::Index | Self::UiIndex)
+    }
 }
 
 /// One file of `migrations/`.
@@ -125,7 +134,14 @@ pub(super) fn trigger_catalog() -> String {
 
 /// The steps that create an index.
 pub(super) fn indexes() -> impl Iterator<Item = &'static Step> {
-    STEPS.iter().filter(|step| step.kind == Kind::Index)
+    STEPS.iter().filter(|step| step.kind.is_index())
+}
+
+/// Whether a step belongs to what is kept for the web UI.
+pub(super) fn is_of_ui(version: i32) -> bool {
+    STEPS
+        .iter()
+        .any(|step| step.version == version && step.kind == Kind::UiIndex)
 }
 
 macro_rules! steps {
@@ -156,10 +172,16 @@ pub(super) const STEPS: &[Step] = steps![
     13 Index "0013_listing_index",
     14 Index "0014_running_index",
     15 Transaction "0015_reads",
+    16 UiIndex "0016_ui_status_index",
+    17 UiIndex "0017_ui_finished_index",
+    18 UiIndex "0018_ui_duration_index",
 ];
 
 /// The view for readers and its function, which `up` also creates by themselves.
 pub(super) const VIEW: &str = include_str!("../../migrations/view.sql");
+
+/// The version of the step that creates the state.
+pub(super) const STATE_VERSION: i32 = 1;
 
 /// The version of the step that creates the column.
 pub(super) const COLUMN_VERSION: i32 = 2;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::migrator::Migrator;
 use super::query::{query_bool, transaction};
 use super::render::render;
-use super::steps::{COLUMN_VERSION, Kind, STEPS, Step};
+use super::steps::{COLUMN_VERSION, Kind, STATE_VERSION, STEPS, Step};
 use super::tables::{TableNames, upstream_notify_triggers};
 use super::view::Columns;
 use super::{grants, installed};
@@ -29,6 +29,9 @@ pub struct Options {
     pub grant_dump_to: Vec<String>,
     /// Whether subscribers of publications with the runs table are prepared for the column.
     pub allow_publications: bool,
+    /// Whether to keep the ends of runs, with the indexes of the web UI's listings. Once they are kept,
+    /// every later call does so too.
+    pub ui: bool,
 }
 
 /// Brings the objects to this binary's version.
@@ -54,7 +57,7 @@ pub async fn up(
     }
     migrator.create_history().await?;
     let count = migrator
-        .apply_missing(&applied, options.cutoff_secs)
+        .apply_missing(&applied, options.cutoff_secs, options.ui)
         .await?;
     if let Some(role) = &options.grant_to {
         grants::grant(&migrator.client, &migrator.tables, role).await?;
@@ -118,10 +121,19 @@ impl Migrator<'_> {
     }
 
     /// Applies each step that is not recorded or not intact, in order. Returns their number.
-    async fn apply_missing(&self, applied: &[i32], cutoff_secs: i64) -> anyhow::Result<usize> {
+    async fn apply_missing(
+        &self,
+        applied: &[i32],
+        cutoff_secs: i64,
+        ui: bool,
+    ) -> anyhow::Result<usize> {
         let columns = Columns::of(&self.client, &self.tables).await?;
         let mut count = 0;
+        let ui = ui || self.keeps_finish(applied).await?;
         for step in STEPS {
+            if step.kind == Kind::UiIndex && !ui {
+                continue;
+            }
             let repeated = applied.contains(&step.version);
             if repeated && self.is_intact(step).await? {
                 continue;
@@ -132,11 +144,40 @@ impl Migrator<'_> {
             tracing::info!(step = step.name, repeated, "step applied");
             count += 1;
         }
-        if self.restore_view(&columns).await? {
+        if ui && self.keep_finish().await? {
+            tracing::info!(
+                "the ends of runs are kept from now on; the column is valid after the next backfill"
+            );
+            count += 1;
+        }
+        if self.restore_view(&columns, ui).await? {
             tracing::info!("view created again");
             count += 1;
         }
         Ok(count)
+    }
+
+    /// Whether the ends of runs are kept.
+    async fn keeps_finish(&self, applied: &[i32]) -> anyhow::Result<bool> {
+        const KEEPS_FINISH: &str = "\
+-- migrate.keeps_finish
+select keeps_finished_at
+  from status_indexer.state";
+        Ok(applied.contains(&STATE_VERSION) && query_bool(&self.client, KEEPS_FINISH, &[]).await?)
+    }
+
+    /// Keeps the ends of runs from now on. Returns whether they were not kept before.
+    async fn keep_finish(&self) -> anyhow::Result<bool> {
+        const KEEP_FINISH: &str = "\
+-- migrate.keep_finish
+update status_indexer.state
+   set keeps_finished_at = true;
+select status_indexer.invalidate();";
+        if self.keeps_finish(&[STATE_VERSION]).await? {
+            return Ok(false);
+        }
+        self.in_transaction(KEEP_FINISH).await?;
+        Ok(true)
     }
 
     /// Whether the objects of a recorded step still exist. Checks those that can be created again
@@ -150,7 +191,7 @@ select not exists (select
                       and state in ('missing', 'replaced'))";
         match step.kind {
             Kind::Transaction => Ok(true),
-            Kind::Index => self.index_is_valid(step).await,
+            Kind::Index | Kind::UiIndex => self.index_is_valid(step).await,
             Kind::Triggers => {
                 let table = step.table(&self.tables).quoted();
                 query_bool(&self.client, TRIGGERS_INTACT, &[(&table, Type::TEXT)]).await
@@ -167,7 +208,8 @@ select not exists (select
         repeated: bool,
     ) -> anyhow::Result<()> {
         let cutoff_secs = cutoff_secs.to_string();
-        let view = columns.view(&self.tables);
+        // `restore_view` creates it again where the ends of runs are kept.
+        let view = columns.view(&self.tables, false);
         let values = [("cutoff_secs", cutoff_secs.as_str()), ("view", &view)];
         let sql = render(step.sql, &self.tables, &values);
         let record = if repeated {
@@ -176,7 +218,7 @@ select not exists (select
             record(step)
         };
         match step.kind {
-            Kind::Index => {
+            Kind::Index | Kind::UiIndex => {
                 self.build_index(step, &sql).await?;
                 Ok(self.client.batch_execute(&record).await?)
             }

@@ -27,7 +27,7 @@ select attname::text, format_type(atttypid, null)
  where attrelid = to_regclass($1)
    and attnum > 0
    and not attisdropped
-   and attname <> 'run_status'
+   and attname not in ('run_status', 'run_finished_at')
  order by attnum";
         let runs = tables.runs.quoted();
         let rows = query(client, COLUMNS, &[(&runs, Type::TEXT)]).await?;
@@ -36,8 +36,8 @@ select attname::text, format_type(atttypid, null)
         ))
     }
 
-    /// The statements that create the view and its function.
-    pub(super) fn view(&self, tables: &Tables) -> String {
+    /// The statements that create the view and its function, with the ends of runs where these are kept.
+    pub(super) fn view(&self, tables: &Tables, keeps_finish: bool) -> String {
         let list = |column: fn(&str, &str) -> String| {
             let columns = self.0.iter();
             let columns: Vec<String> = columns
@@ -45,6 +45,7 @@ select attname::text, format_type(atttypid, null)
                 .collect();
             columns.join(", ")
         };
+        let kept = |sql: &'static str| if keeps_finish { sql } else { "" };
         // The casts keep the function valid after a change of a column's type.
         let values = [
             ("columns", &*list(|name, kind| format!("r.{name}::{kind}"))),
@@ -52,6 +53,10 @@ select attname::text, format_type(atttypid, null)
                 "columns_with_types",
                 &list(|name, kind| format!("{name} {kind}")),
             ),
+            ("finish_type", kept(", finished_at bigint")),
+            ("finish_of_running", kept(", null::bigint")),
+            ("finish_stored", kept(", r.run_finished_at")),
+            ("finish_evaluated", kept(", e.finished_at")),
         ];
         render(VIEW, tables, &values)
     }
@@ -59,19 +64,29 @@ select attname::text, format_type(atttypid, null)
 
 impl Migrator<'_> {
     /// Creates the view again if it is missing or has other columns. Returns whether it was.
-    pub(super) async fn restore_view(&self, columns: &Columns) -> anyhow::Result<bool> {
+    pub(super) async fn restore_view(
+        &self,
+        columns: &Columns,
+        keeps_finish: bool,
+    ) -> anyhow::Result<bool> {
         const INTACT: &str = "\
 -- migrate.view_intact
-select coalesce(array_agg(attname::text order by attnum), '{}') = $1 || array['status']
-       and coalesce(array_agg(format_type(atttypid, null) order by attnum), '{}') = $2 || array['text']
+select coalesce(array_agg(attname::text order by attnum), '{}') = $1
+       and coalesce(array_agg(format_type(atttypid, null) order by attnum), '{}') = $2
   from pg_attribute
  where attrelid = to_regclass('status_indexer.runs')
    and attnum > 0";
-        let (names, types): (Vec<&str>, Vec<&str>) = columns
+        let (mut names, mut types): (Vec<&str>, Vec<&str>) = columns
             .0
             .iter()
             .map(|(name, kind)| (&**name, &**kind))
             .unzip();
+        names.push("status");
+        types.push("text");
+        if keeps_finish {
+            names.push("finished_at");
+            types.push("bigint");
+        }
         let params = [
             (&names as _, Type::TEXT_ARRAY),
             (&types as _, Type::TEXT_ARRAY),
@@ -84,7 +99,7 @@ select coalesce(array_agg(attname::text order by attnum), '{}') = $1 || array['s
             "drop view if exists status_indexer.runs;
              drop function if exists status_indexer.exact_runs();
              {}{grants}",
-            columns.view(&self.tables)
+            columns.view(&self.tables, keeps_finish)
         );
         self.in_transaction(&sql).await?;
         Ok(true)

@@ -35,7 +35,7 @@ static INVALID_EVIDENCE: LogLimit = LogLimit::new();
 /// The same for runs whose status the server refuses.
 static REFUSED: LogLimit = LogLimit::new();
 
-/// A status that was written.
+/// A run that was written: its status has changed, or when it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Change {
     /// The run.
@@ -80,7 +80,7 @@ pub struct Applied {
     pub skipped: usize,
     /// Runs left to the queue, because the server refuses them.
     pub refused: Vec<RefusedRun>,
-    /// Statuses written.
+    /// Runs written.
     pub changes: Vec<Change>,
     /// Runs whose evidence cannot be read.
     pub invalid: Vec<InvalidEvidence>,
@@ -151,6 +151,10 @@ impl Applied {
 
 impl Change {
     fn count(&self, metrics: &Metrics) {
+        // Only when the run ended has changed.
+        if self.from == self.to {
+            return;
+        }
         let labels = [self.from.as_str(), self.to.as_str(), self.reason.as_str()];
         metrics.transitions_total.with_label_values(&labels).inc();
         tracing::debug!(

@@ -52,6 +52,10 @@ pub struct Difference {
     pub expected: Status,
     /// The rule that decided.
     pub reason: Reason,
+    /// When the run ended as stored, milliseconds since the epoch; none where this is not kept.
+    pub stored_finished_at: Option<i64>,
+    /// When it ended by the definition; none where this is not kept.
+    pub finished_at: Option<i64>,
     /// Whether an event of the run is in the queue, which explains the difference.
     pub queued: bool,
     /// The newest `attempt_ok`, as text, up to 80 characters.

@@ -276,7 +276,7 @@ async fn each_mutation_of_the_bounds_is_found() {
     let seed = Seed::from_env();
     for (number, (what, function, text, replacement)) in MUTATIONS.into_iter().enumerate() {
         let mut found = false;
-        'interleavings: for attempt in 0..6 {
+        'interleavings: for attempt in 0..20 {
             let random = seed.generator((100 * number + attempt) as u64);
             let mut interleaving = Interleaving::new(random, CUTOFFS[attempt % 2]).await;
             mutate(&interleaving.observer, function, text, replacement).await;
