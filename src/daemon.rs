@@ -16,6 +16,7 @@ mod reconciler;
 mod sampler;
 mod startup;
 mod sweeper;
+mod ui_notifier;
 mod worker;
 
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use reconciler::Reconciler;
 use sampler::Sampler;
 use startup::{Started, Startup};
 use sweeper::Sweeper;
+use ui_notifier::{UiNotices, UiNotifier};
 use worker::Worker;
 
 /// The daemon's configuration.
@@ -186,10 +188,19 @@ impl Daemon {
         let signals = Signals::default();
         let health = Health::new(metrics.clone());
         let (leadership, leader) = Leadership::new(stop.clone());
+        let ui = if self.args.notify_ui {
+            let (notifier, notices) =
+                UiNotifier::new(store.clone(), health.clone(), metrics.clone());
+            stages.spawn(stage("ui_notifier", notifier.run(stop.clone())));
+            notices
+        } else {
+            UiNotices::default()
+        };
         let worker = Worker {
             store: store.clone(),
             leader: leader.clone(),
             signals: signals.clone(),
+            ui: ui.clone(),
             health: health.clone(),
             metrics: metrics.clone(),
         };
@@ -197,6 +208,7 @@ impl Daemon {
             store: store.clone(),
             leader: leader.clone(),
             signals: signals.clone(),
+            ui: ui.clone(),
             cutoff: Duration::from_secs(self.cutoff_secs.unsigned_abs()),
             interval: Duration::from_secs(self.args.sweep_interval),
             health: health.clone(),
@@ -206,6 +218,7 @@ impl Daemon {
             store: store.clone(),
             leader,
             signals: signals.clone(),
+            ui,
             cutoff_secs: self.cutoff_secs,
             rate: self.args.reconcile_rate.into(),
             interval: Duration::from_secs(self.args.reconcile_interval),

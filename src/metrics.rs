@@ -104,6 +104,9 @@ metrics! {
     events_total: IntCounter,
     /// Statuses written.
     transitions_total: IntCounterVec("from", "to", "reason"),
+    /// Messages to the web UI, with `--notify-ui`; `dropped` if more waited than are kept, or the server
+    /// could not take them.
+    ui_notifications_total: IntCounterVec("outcome"),
     /// Time from writing an event to committing its status, in seconds.
     event_lag_seconds: Histogram[LAG_BUCKETS],
     /// Time from a deadline to committing the status, in seconds.
@@ -223,6 +226,9 @@ impl Metrics {
                 let labels = [from.as_str(), to.as_str(), reason.as_str()];
                 self.transitions_total.with_label_values(&labels);
             }
+        }
+        for outcome in ["sent", "dropped"] {
+            self.ui_notifications_total.with_label_values(&[outcome]);
         }
         for state in ["idle", "used"] {
             self.pool_connections.with_label_values(&[state]);

@@ -245,7 +245,12 @@ class Listings:
         self.table = module.AsyncRunTablePostgres
         self.flows_table_name = service.FLOW_TABLE_NAME
         self.old_run_cutoff = module.OLD_RUN_FAILURE_CUTOFF_TIME
-        self.logged = False
+        self.logged = set()
+
+    def log_once(self, text):
+        if text not in self.logged:
+            self.logged.add(text)
+            log.warning("%s", text)
 
     def reading_column(self, find_records):
         """`find_records`, which answers listings from the column where it can."""
@@ -264,9 +269,7 @@ class Listings:
         if not self.switch.uses_view:
             return None
         if not self.switch.keeps_finish:
-            if not self.logged:
-                self.logged = True
-                log.info("the web UI's listings use its own joins: run `status-indexer migrate up --ui`")
+            self.log_once("the web UI's listings use its own joins: run `status-indexer migrate up --ui`")
             return None
         try:
             sql, values = self.statement(table, kwargs)
@@ -283,6 +286,8 @@ class Listings:
         if result.response_code != 200:
             if is_view_error((result,)):
                 self.switch.select("the view is missing or not readable")
+            else:
+                self.log_once("a listing of the web UI failed and is repeated with its own joins")
             return None
         if kwargs.get("groups") and not result.body:
             return result, None, None
@@ -328,7 +333,7 @@ class Listings:
     def pending():
         return (
             "WITH RECURSIVE pending AS MATERIALIZED ("
-            "SELECT p.flow_id, p.run_number FROM status_indexer.pending() p)"
+            "SELECT p.flow_id AS pending_flow, p.run_number AS pending_run FROM status_indexer.pending() p)"
         )
 
     @staticmethod
@@ -435,8 +440,9 @@ class Page:
         """The runs whose column may not be exact, evaluated."""
         name = self.name
         source = (
-            f"pending p JOIN {name} ON {name}.flow_id = p.flow_id AND {name}.run_number = p.run_number"
-            f" CROSS JOIN LATERAL status_indexer.status_now(p.flow_id, p.run_number, {name}.last_heartbeat_ts::bigint) e"
+            f"pending p JOIN {name} ON {name}.flow_id = p.pending_flow AND {name}.run_number = p.pending_run"
+            " CROSS JOIN LATERAL status_indexer.status_now("
+            f"p.pending_flow, p.pending_run, {name}.last_heartbeat_ts::bigint) e"
         )
         return self.runs("e.finished_at", "e.status", self.duration("e.status", "e.finished_at"), source, own)
 
@@ -448,7 +454,7 @@ class Page:
     def is_exact(self):
         return (
             f"({self.name}.flow_id::text, {self.name}.run_number::bigint)"
-            " NOT IN (SELECT p.flow_id, p.run_number FROM pending p)"
+            " NOT IN (SELECT p.pending_flow, p.pending_run FROM pending p)"
         )
 
     def duration(self, status, finish):

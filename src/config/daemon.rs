@@ -44,6 +44,14 @@ pub struct DaemonArgs {
         value_enum
     )]
     pub session_mode: SessionMode,
+    /// Tell Metaflow's web UI about lost and returned heartbeats and retries, by upstream's message on
+    /// the channel `notify`
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_NOTIFY_UI",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    pub notify_ui: bool,
     /// Maximum seconds between full heartbeat scans; deadlines are checked as they fall due
     #[arg(long, env = "STATUS_INDEXER_SWEEP_INTERVAL", default_value_t = 10, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=3_600))]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::Health;
 use super::leadership::{LeaderWatch, Term};
+use super::ui_notifier::UiNotices;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::scan::{
@@ -47,6 +48,8 @@ pub(crate) struct Reconciler {
     pub(crate) leader: LeaderWatch,
     /// Receives wakeups, deadlines and changes of the state.
     pub(crate) signals: Signals,
+    /// Tells the web UI of changes.
+    pub(crate) ui: UiNotices,
     /// The configured cutoff, seconds; the leader stores its own.
     pub(crate) cutoff_secs: i64,
     /// Maximum runs per second that a pass compares.
@@ -319,6 +322,7 @@ impl Handler for Repair<'_> {
         for batch in wrong.chunks(MAX_BATCH) {
             let keys: Vec<RunKey> = batch.iter().map(|(run, _)| run.key.clone()).collect();
             let applied = reconciler.store.apply(&keys).await?;
+            reconciler.ui.add(&applied.changes);
             applied.report(&reconciler.signals, &reconciler.metrics);
             written += i64::try_from(applied.changes.len()).unwrap_or(0);
             // A run that needed no change was corrected meanwhile: its event was pending after all.

@@ -14,6 +14,7 @@ use super::clock_watch::ClockWatch;
 use super::health::Health;
 use super::leadership::{LeaderWatch, Term};
 use super::read_bounds::ReadBounds;
+use super::ui_notifier::UiNotices;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::signals::Signals;
@@ -56,6 +57,8 @@ pub(crate) struct Sweeper {
     pub(crate) leader: LeaderWatch,
     /// Receives deadlines from other stages and steps of the clock; wakes the worker.
     pub(crate) signals: Signals,
+    /// Tells the web UI of changes.
+    pub(crate) ui: UiNotices,
     /// The cutoff in force, which bounds the sleep.
     pub(crate) cutoff: Duration,
     /// The longest sleep, and how often a scan includes heartbeats that were set back, far ahead or
@@ -205,6 +208,7 @@ impl Sweeper {
                     .observe((now_secs - deadline).max(0.0));
             }
         }
+        self.ui.add(&applied.changes);
         applied.report(&self.signals, &self.metrics);
         Ok(())
     }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::health::Health;
 use super::leadership::LeaderWatch;
 use super::passes::Passes;
+use super::ui_notifier::UiNotices;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::signals::Signals;
@@ -47,6 +48,8 @@ pub(crate) struct Worker {
     pub(crate) leader: LeaderWatch,
     /// Wakes the worker, and passes the deadlines that it finds to the sweeper.
     pub(crate) signals: Signals,
+    /// Tells the web UI of changes.
+    pub(crate) ui: UiNotices,
     /// Reports failures.
     pub(crate) health: Health,
     /// The metrics to count in.
@@ -156,6 +159,7 @@ impl Worker {
         for lag in &drained.lags_secs {
             self.metrics.event_lag_seconds.observe(lag.max(0.0));
         }
+        self.ui.add(&drained.applied.changes);
         drained
             .applied
             .count(&self.signals.deadlines, &self.metrics);

@@ -7,3 +7,4 @@ mod manifests;
 mod nginx;
 mod plugin;
 mod prometheus;
+mod ui;

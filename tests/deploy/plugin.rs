@@ -26,17 +26,17 @@ const SERVICE: &str = "services.metadata_service.server";
 /// The fingerprint of the host's joins, as the plug-in logs it.
 const HOST_JOINS: &str = "7819b9ee";
 
-const ON: &str = "status filters read the view status_indexer.runs";
+pub(super) const ON: &str = "status filters read the view status_indexer.runs";
 const OWN: &str = "status filters use the service's own joins: ";
 
 /// How to start the host: `Service::on(&database).start().await`.
-struct Service {
+pub(super) struct Service {
     command: Command,
 }
 
 impl Service {
     /// With the plug-in in `PYTHONPATH` and a check every tenth of a second.
-    fn on(database: &Database) -> Self {
+    pub(super) fn on(database: &Database) -> Self {
         Self::at(database.url())
     }
 
@@ -54,7 +54,7 @@ impl Service {
         Self { command }
     }
 
-    fn env(mut self, name: &str, value: &str) -> Self {
+    pub(super) fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
         self
     }
@@ -76,7 +76,7 @@ impl Service {
     }
 
     /// Starts it and waits until it answers.
-    async fn start(mut self) -> Running {
+    pub(super) async fn start(mut self) -> Running {
         let mut process = self
             .command
             .stdin(Stdio::piped())
@@ -107,7 +107,7 @@ impl Service {
 }
 
 /// A running host. It ends with its input, so also when the test's process is killed.
-struct Running {
+pub(super) struct Running {
     questions: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
     log: Arc<Mutex<Vec<String>>>,
@@ -142,12 +142,17 @@ impl Running {
         serde_json::from_str(&line).expect("it answers in JSON")
     }
 
-    /// The flow's runs of a status. Always an answer, whatever happens to the database.
-    async fn ask(&mut self, status: &str) -> Answer {
-        let question = format!("{}\n", json!({"flow": "F", "status": status}));
+    /// Its answer to a question.
+    pub(super) async fn question(&mut self, question: &Value) -> Value {
+        let question = format!("{question}\n");
         let written = self.questions.write_all(question.as_bytes()).await;
         written.expect("it reads its input");
-        let answer = self.line().await;
+        self.line().await
+    }
+
+    /// The flow's runs of a status. Always an answer, whatever happens to the database.
+    async fn ask(&mut self, status: &str) -> Answer {
+        let answer = self.question(&json!({"flow": "F", "status": status})).await;
         assert_eq!(answer["code"], 200, "{answer} {:?}", self.log());
         let runs = answer["body"].as_array().expect("a list").iter();
         let number = |run: &Value| {
@@ -166,7 +171,7 @@ impl Running {
     }
 
     /// The plug-in's log messages, without the logger's name.
-    fn said(&self) -> Vec<String> {
+    pub(super) fn said(&self) -> Vec<String> {
         let log = self.log();
         let ours = log.iter().filter_map(|line| {
             let (_, rest) = line.split_once(":status_indexer_plugin:")?;
@@ -175,8 +180,16 @@ impl Running {
         ours.collect()
     }
 
+    /// Waits until one of its log messages contains this.
+    pub(super) async fn eventually_said(&self, text: &str) {
+        eventually(TIMEOUT, text, async || {
+            self.said().iter().any(|line| line.contains(text))
+        })
+        .await;
+    }
+
     /// Waits until this is its last log message.
-    async fn says(&self, text: &str) {
+    pub(super) async fn says(&self, text: &str) {
         let what = format!("it says {text}");
         let waited = tokio::time::timeout(
             TIMEOUT,

@@ -2,4 +2,5 @@
 
 mod events;
 mod reconcile;
+mod ui_notices;
 mod upstream_triggers;

@@ -1,6 +1,7 @@
 """Stands for the metadata service: asked by a line of JSON, answers by one, ends with its input."""
 
 import asyncio
+import importlib
 import json
 import os
 import sys
@@ -16,6 +17,14 @@ async def serve(db):
         if not line:
             return
         ask = json.loads(line)
+        if "listing" in ask:
+            # As in the process of the UI backend, which contains the metadata service.
+            ui = importlib.import_module("services.ui_backend_service.data.db.tables.run")
+            table = ui.AsyncRunTablePostgres(db)
+            response, _, _ = await table.find_records(enable_joins=True, expanded=True, **ask["listing"])
+            answer = {"code": response.response_code, "body": response.body, "joined": db.joined}
+            print(json.dumps(answer), flush=True)
+            continue
         response, _ = await db.run_table_postgres.find_records(
             conditions=["flow_id = %s", "status = %s"],
             values=[ask["flow"], ask["status"]],
