@@ -115,6 +115,7 @@ class Switch:
         # The objection that was logged last, in a tuple; None before the first.
         self.logged = None
         self.failed_checks = 0
+        self.loop = None
         interval = os.environ.get("STATUS_INDEXER_PLUGIN_SECONDS") or CHECK_INTERVAL
         self.interval = max(0.1, float(interval))
 
@@ -132,6 +133,10 @@ class Switch:
     def start_checks(self, db):
         """Checks the view periodically, for as long as the service's event loop runs."""
         loop = asyncio.get_running_loop()
+        # The process of the UI backend opens the same database several times.
+        if self.loop is loop:
+            return
+        self.loop = loop
 
         # A timer instead of a sleeping task, about which asyncio would warn when the loop ends.
         def check():
@@ -568,8 +573,7 @@ def add_switch(service):
     async def _init(db, *args, **kwargs):
         result = await init(db, *args, **kwargs)
         try:
-            # The UI backend shares this base class, but has a runs table of its own.
-            if isinstance(db.run_table_postgres, switch.table):
+            if db.run_table_postgres is not None:
                 switch.start_checks(db)
         except Exception as error:
             log_inactive(error)
