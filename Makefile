@@ -7,6 +7,8 @@ CARGO ?= cargo
 DURATION ?=
 # The seed of the soak's first round; unset: random.
 SEED ?=
+# Not empty: the soak compares what readers see with the definition.
+READS ?=
 # Options for the benchmarks: make bench-latency BENCH='--seconds 60'
 BENCH ?=
 
@@ -32,10 +34,10 @@ test-versions: ## Run the tests on each supported version: make test-versions [V
 	@.ci/setup versions
 	@VERSIONS='$(VERSIONS)' TESTS='$(TESTS)' .ci/test-versions
 
-soak: ## Run random histories with faults until one fails: make soak [DURATION=600] [SEED=7]
+soak: ## Run random histories with faults until one fails: make soak [DURATION=600] [SEED=7] [READS=1]
 	@.ci/setup test
 	@$(CARGO) build --locked --package status-indexer
-	@exec $(CARGO) run --locked --quiet --package testkit --bin soak -- $(if $(DURATION),--seconds $(DURATION)) $(if $(SEED),--seed $(SEED))
+	@exec $(CARGO) run --locked --quiet --package testkit --bin soak -- $(if $(DURATION),--seconds $(DURATION)) $(if $(SEED),--seed $(SEED)) $(if $(READS),--reads)
 
 lint: ## Check format, scripts, dependencies, lints and documentation
 	@.ci/setup lint

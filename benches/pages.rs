@@ -1,6 +1,7 @@
-//! Reading a page of fifty runs by status, compared with the page without a filter.
+//! Reading a page of fifty runs by status from the view, compared with the page without a filter.
 //!
-//! Measures prepared statements from one client, without HTTP: the cost for a reader that uses SQL.
+//! The view is exact: the queue is empty at first, and then has a thousand events of the same flow, each
+//! of which every read evaluates. Measures prepared statements from one client, without HTTP: the cost for a reader that uses SQL.
 //! Buffers are those of the plan that the server keeps after the first executions.
 
 use anyhow::Result;
@@ -17,10 +18,21 @@ pub(crate) const DONE_FLOW: &str = "AllDone";
 
 const CALLS: usize = 400;
 
-/// The settings of the read API's sessions.
-const LIKE_THE_API: &str = "\
-set jit = off; set plan_cache_mode = force_generic_plan;
-set enable_sort = off; set enable_bitmapscan = off";
+/// Events that wait in the queue for the second measurement.
+const WAITING: i64 = 1000;
+
+/// No deadline passes while the benchmark runs, although no daemon runs.
+const NO_DEADLINE: &str = "\
+set session_replication_role = replica;
+update runs_v3
+   set last_heartbeat_ts = extract(epoch from now())::bigint + 300
+ where run_status = 'running';
+reset session_replication_role;
+delete from status_indexer.queue;
+update status_indexer.state
+   set deadlines_from_secs = extract(epoch from now())::bigint - 10,
+       deadlines_until_secs = extract(epoch from now())::bigint + 600,
+       first_queue_id = 0;";
 
 const COLUMNS: &str =
     "flow_id, run_number, run_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts";
@@ -95,31 +107,28 @@ impl Query {
         }
     }
 
-    /// One ordered range for each status, merged; with a cursor if the page is deep.
+    /// A page of the view, or of the table without a filter; with a cursor if the page is deep.
     fn sql(&self) -> String {
         let cursor = if self.deep {
             " and (ts_epoch, run_number) < ($2::bigint, $3::int)"
         } else {
             ""
         };
-        let range = |condition: &str| {
-            format!(
-                "select {COLUMNS} from runs_v3 where flow_id = $1{condition}{cursor} {ORDER} limit 50"
-            )
-        };
-        let ranges: Vec<String> = self
+        let wanted: Vec<String> = self
             .statuses
             .iter()
-            .map(|status| range(&format!(" and run_status = '{status}'")))
+            .map(|status| format!("status = '{status}'"))
             .collect();
-        match &ranges[..] {
-            [] => range(""),
-            [one] => one.clone(),
-            several => format!(
-                "select * from (({})) m {ORDER} limit 50",
-                several.join(") union all (")
+        let (source, condition) = match &wanted[..] {
+            [] => ("runs_v3", String::new()),
+            wanted => (
+                "status_indexer.runs",
+                format!(" and ({})", wanted.join(" or ")),
             ),
-        }
+        };
+        format!(
+            "select {COLUMNS} from {source} where flow_id = $1{condition}{cursor} {ORDER} limit 50"
+        )
     }
 
     /// A script for `pgbench`: the same statement with its values as literals and variables.
@@ -151,7 +160,11 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     daemon.terminate().await;
     let client = database.client().await;
     add_done_flow(&client).await?;
-    client.batch_execute(LIKE_THE_API).await?;
+    client.batch_execute("set jit = off").await?;
+    client.batch_execute(NO_DEADLINE).await?;
+    client
+        .batch_execute("vacuum analyze runs_v3, status_indexer.queue, status_indexer.state")
+        .await?;
     let middle = middle(&client, settings.runs).await?;
     for &query in Query::ALL {
         let floor = Query {
@@ -183,6 +196,29 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
             Target::Below(500.0),
         );
     }
+    let waiting = format!(
+        "insert into status_indexer.queue (flow_id, run_number)
+         select flow_id, run_number from runs_v3 where flow_id = '{BIG_FLOW}'
+          order by run_number desc limit {WAITING}"
+    );
+    client.batch_execute(&waiting).await?;
+    for (what, flow) in [("of their flow", BIG_FLOW), ("of another flow", DONE_FLOW)] {
+        let query = Query::new("completed", flow, &["completed"], false);
+        let floor = Query {
+            statuses: &[],
+            ..query
+        };
+        let (mut of_floor, mut of_query) = (Durations::new(), Durations::new());
+        time(&client, floor, middle, &mut of_floor).await?;
+        time(&client, query, middle, &mut of_query).await?;
+        let name = format!("{WAITING} events {what} in the queue");
+        report.record(&format!("{name}: p50"), of_query.quantile_ms(0.5), "ms");
+        let ratio = of_query.quantile_ms(0.5) / of_floor.quantile_ms(0.5);
+        report.record(&format!("{name}: p50 / without a filter"), ratio, "");
+    }
+    client
+        .batch_execute("delete from status_indexer.queue")
+        .await?;
     Ok(report)
 }
 

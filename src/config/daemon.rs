@@ -44,7 +44,7 @@ pub struct DaemonArgs {
         value_enum
     )]
     pub session_mode: SessionMode,
-    /// Tell Metaflow's web UI about lost and returned heartbeats and retries, by upstream's message on
+    /// Notify Metaflow's web UI of lost and returned heartbeats and retries, by upstream's message on
     /// the channel `notify`
     #[arg(
         long,

@@ -48,7 +48,7 @@ pub(crate) struct Reconciler {
     pub(crate) leader: LeaderWatch,
     /// Receives wakeups, deadlines and changes of the state.
     pub(crate) signals: Signals,
-    /// Tells the web UI of changes.
+    /// Notifies the web UI of changes.
     pub(crate) ui: UiNotices,
     /// The configured cutoff, seconds; the leader stores its own.
     pub(crate) cutoff_secs: i64,

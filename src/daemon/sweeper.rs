@@ -57,7 +57,7 @@ pub(crate) struct Sweeper {
     pub(crate) leader: LeaderWatch,
     /// Receives deadlines from other stages and steps of the clock; wakes the worker.
     pub(crate) signals: Signals,
-    /// Tells the web UI of changes.
+    /// Notifies the web UI of changes.
     pub(crate) ui: UiNotices,
     /// The cutoff in force, which bounds the sleep.
     pub(crate) cutoff: Duration,

@@ -1,4 +1,4 @@
-//! Tells Metaflow's web UI about the transitions that it cannot know: upstream's own message on the
+//! Notifies Metaflow's web UI of the transitions that it cannot know: upstream's own message on the
 //! channel `notify`, upon which the UI loads the run and sends it to its subscribers.
 //!
 //! The UI learns by itself of metadata that is inserted. It does not learn that time has changed a
@@ -44,7 +44,7 @@ select count(pg_notify('notify', json_build_object(
  where pg_notification_queue_usage() <= 0.5
 having count(*) > 0";
 
-/// Takes the changes of the stages; does nothing if no UI is to be told.
+/// Takes the changes of the stages; does nothing if no UI is to be notified.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct UiNotices {
     queue: Option<Sender<RunKey>>,

@@ -48,7 +48,7 @@ pub(crate) struct Worker {
     pub(crate) leader: LeaderWatch,
     /// Wakes the worker, and passes the deadlines that it finds to the sweeper.
     pub(crate) signals: Signals,
-    /// Tells the web UI of changes.
+    /// Notifies the web UI of changes.
     pub(crate) ui: UiNotices,
     /// Reports failures.
     pub(crate) health: Health,

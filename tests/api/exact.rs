@@ -248,7 +248,7 @@ async fn a_replica_answers_for_its_snapshot_and_says_how_old_that_is() {
         .await;
     eventually(SOON, "the pause is longer than the deadline", async || {
         let page = replica.runs(&[("status", "running")]).await;
-        assert_eq!(page.numbers(), [lost.clone()]);
+        assert_eq!(page.numbers(), std::slice::from_ref(&lost));
         age(&page) > 3.0
     })
     .await;

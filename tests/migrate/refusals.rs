@@ -138,7 +138,9 @@ async fn an_existing_column_of_the_same_name_is_neither_used_nor_dropped() {
     let before = dump(&database).await;
     let message = refused(&migrate(&database, &["up"]).await, 1);
     assert!(
-        message.contains("already has a column run_status or run_finished_at that the indexer did not create"),
+        message.contains(
+            "already has a column run_status or run_finished_at that the indexer did not create"
+        ),
         "{message}"
     );
     same(&before, &dump(&database).await);

@@ -54,11 +54,11 @@ async fn daemon(database: &Database, flags: &[&str]) -> Daemon {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ui_is_told_what_it_cannot_know_after_the_status_is_committed() {
+async fn the_ui_is_notified_of_what_it_cannot_know_after_the_status_is_committed() {
     let database = Database::fresh().await;
     let writer = database.writer().await;
     writer.insert_flow("F").await;
-    // Written by the backfill, of which the UI is not told.
+    // Written by the backfill, of which the UI is not notified.
     writer.insert_run("F", None).await;
     let (_session, mut messages) = listen(&database).await;
     let daemon = daemon(&database, &["--notify-ui"]).await;
@@ -76,9 +76,9 @@ async fn the_ui_is_told_what_it_cannot_know_after_the_status_is_committed() {
         .batch_execute("update runs_v3 set last_heartbeat_ts = extract(epoch from clock_timestamp())::bigint + 3")
         .await
         .expect("the runs can be written");
-    let mut told = Vec::new();
-    while !told.contains(&message(run)) {
-        told.push(next(&mut messages).await);
+    let mut received = Vec::new();
+    while !received.contains(&message(run)) {
+        received.push(next(&mut messages).await);
     }
     eventually_status(&writer, "F", run, "running").await;
 
@@ -90,11 +90,11 @@ async fn the_ui_is_told_what_it_cannot_know_after_the_status_is_committed() {
     writer.attempt_ok("F", retried, "False", now).await;
     eventually_status(&writer, "F", retried, "failed").await;
     writer.attempt("F", retried, now + 1).await;
-    let mut told = Vec::new();
-    while !told.contains(&message(retried)) {
-        told.push(next(&mut messages).await);
+    let mut received = Vec::new();
+    while !received.contains(&message(retried)) {
+        received.push(next(&mut messages).await);
     }
-    assert!(!told.contains(&message(done)), "{told:?}");
+    assert!(!received.contains(&message(done)), "{received:?}");
     assert_eq!(writer.status("F", retried).await, "running");
     let sent = daemon
         .metric("status_indexer_ui_notifications_total{outcome=\"sent\"}")

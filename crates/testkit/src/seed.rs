@@ -29,6 +29,12 @@ impl Seed {
         }))
     }
 
+    /// A given seed.
+    #[must_use]
+    pub fn of(number: u64) -> Self {
+        Self(number)
+    }
+
     /// The number that repeats the test.
     #[must_use]
     pub fn number(&self) -> u64 {

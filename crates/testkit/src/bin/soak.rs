@@ -1,4 +1,5 @@
-//! `make soak`: random histories with faults of every kind, until the time is over or one fails.
+//! `make soak`: random histories with faults of every kind, until the time is over or one fails; with
+//! `--reads`, readers that compare what they see with the definition.
 //!
 //! Owns the time limit, the progress lines and the exit code; the histories are those of the tests.
 //! Promises that a failure ends it with exit code 1 and prints the fewest steps that fail, and the
@@ -9,9 +10,13 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use testkit::daemon::Launch;
+use testkit::database::Database;
 use testkit::history::campaign::Campaign;
 use testkit::history::generate::Faults;
 use testkit::history::run::Totals;
+use testkit::read_storm::{self, CUTOFF_SECS};
+use testkit::seed::Seed;
 
 /// The time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -26,6 +31,10 @@ struct Cli {
     /// The first round's seed; each further round has the next one. At random if not given
     #[arg(long, env = testkit::seed::VARIABLE)]
     seed: Option<u64>,
+    /// Compare what readers of the view see with the definition, while writers write and daemons are
+    /// killed and frozen
+    #[arg(long)]
+    reads: bool,
 }
 
 /// The work so far.
@@ -70,12 +79,15 @@ fn main() -> ExitCode {
         tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => None,
-            outcome = soak(seed, length, &mut progress) => Some(outcome),
+            outcome = reads(seed, length), if cli.reads => Some(outcome),
+            outcome = soak(seed, length, &mut progress), if !cli.reads => Some(outcome),
         }
     });
     match outcome {
         Some(Ok(())) => {
-            progress.print(0);
+            if !cli.reads {
+                progress.print(0);
+            }
             ExitCode::SUCCESS
         }
         Some(Err(text)) => {
@@ -90,6 +102,38 @@ fn main() -> ExitCode {
             exit(0)
         }
     }
+}
+
+/// The length of one storm of readers, each on a new database.
+const STORM: Duration = Duration::from_secs(60);
+
+async fn reads(seed: u64, length: Duration) -> Result<(), String> {
+    let started = Instant::now();
+    let (mut comparisons, mut round) = (0, 0);
+    while started.elapsed() < length {
+        let database = Database::fresh().await;
+        let migrate = Launch::on(&database).args(&["migrate", "up"]);
+        let migrated = migrate
+            .env("RUN_INACTIVE_CUTOFF_TIME", &CUTOFF_SECS.to_string())
+            .output()
+            .await;
+        assert!(migrated.status.success(), "{migrated:?}");
+        let seed = Seed::of(seed.wrapping_add(round));
+        let left = length.saturating_sub(started.elapsed()).min(STORM);
+        let report = read_storm::run(&database, &seed, left).await;
+        comparisons += report.comparisons;
+        round += 1;
+        println!(
+            "{:>6} s  {comparisons} comparisons; {} writes, {} faults in the last round",
+            started.elapsed().as_secs(),
+            report.writes,
+            report.faults,
+        );
+        if !report.differences.is_empty() {
+            return Err(format!("{seed}: {:#?}", report.differences));
+        }
+    }
+    Ok(())
 }
 
 async fn soak(seed: u64, length: Duration, progress: &mut Progress) -> Result<(), String> {
