@@ -98,9 +98,11 @@ async fn a_deadline_passes_at_its_moment_although_nothing_sweeps() {
     server.sql("delete from status_indexer.queue").await;
     let later = Duration::from_secs(20);
     eventually(later, "the deadline passes", async || {
-        status(&server, &run).await == "failed"
+        let page = server.runs(&[("status", "failed")]).await;
+        page.numbers() == [run.clone()]
     })
     .await;
+    assert_eq!(status(&server, &run).await, "failed");
     let row = client
         .query_one(
             "select (extract(epoch from clock_timestamp()) - last_heartbeat_ts)::float8, run_status from runs_v3",
