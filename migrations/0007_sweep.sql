@@ -27,6 +27,26 @@ as $$
      and status_indexer.sendable(r.flow_id::text) <> r.flow_id
 $$;
 
+-- The name of the rule that decides one run's status; null if the server cannot evaluate the run.
+create function status_indexer.reason_if_readable(
+  flow_id     text,
+  run_number  bigint,
+  heartbeat   bigint,
+  now_secs    numeric,
+  cutoff_secs bigint
+) returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+begin
+  return (select status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, heartbeat, now_secs, cutoff_secs)
+            from status_indexer.evidence(flow_id, run_number) e);
+exception when others then
+  return null;
+end
+$$;
+
 -- Finds the runs whose status time alone may have changed, and when it next can. It changes no status;
 -- `apply` decides.
 --
@@ -78,11 +98,9 @@ begin
              when w.in_range then null
              when w.expires_at < now_secs and (since_secs is null or w.expires_at > since_secs) then w.expires_at
              when since_secs is null then now_secs
-             when heartbeats_out_of_range and exists (
-                    select
-                      from status_indexer.evidence(w.flow_id, w.run_number) e
-                     where status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, w.heartbeat, now_secs,
-                                                 cutoff) <> 'retrying')
+             when heartbeats_out_of_range
+                  and status_indexer.reason_if_readable(w.flow_id, w.run_number, w.heartbeat, now_secs,
+                                                        cutoff) <> 'retrying'
                then now_secs
            end as deadline
       from running_runs w
@@ -211,10 +229,8 @@ begin
                                        where q.id >= b.first_queue_id
                                          and q.flow_id = w.flow_id
                                          and q.run_number = w.run_number) then false
-                         else exists (select
-                                        from status_indexer.evidence(w.flow_id, w.run_number) e
-                                       where status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, w.heartbeat, now_secs,
-                                                                   w.cutoff_secs) = 'heartbeat_lost')
+                         else status_indexer.reason_if_readable(w.flow_id, w.run_number, w.heartbeat, now_secs,
+                                                                w.cutoff_secs) = 'heartbeat_lost'
                        end)),
          least(mark_queue_id + 1,
                (select q.id

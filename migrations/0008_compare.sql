@@ -163,3 +163,68 @@ language sql stable as $$
   offset batch - 1
    limit 1
 $$;
+
+-- The same for each run on its own, for a step that the server has refused, for example because it
+-- cannot read a damaged row: such runs are listed, and the others compared.
+create function status_indexer.compare_each(
+  after_flow_id    text,
+  after_run_number bigint,
+  batch            integer,
+  reasons          boolean default true,
+  out last_flow_id    text,
+  out last_run_number bigint,
+  out compared        integer,
+  out completed       integer,
+  out failed          integer,
+  out at_secs         double precision,
+  out replayed_secs   double precision,
+  out flow_ids        text[],
+  out run_numbers     bigint[],
+  out drift           jsonb,
+  -- [{flow_id, run_number, sqlstate, error}, ...]
+  out refused         jsonb
+)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_variable
+declare
+  one record;
+begin
+  last_flow_id := after_flow_id;
+  last_run_number := after_run_number;
+  compared := 0;
+  for i in 1 .. batch loop
+    begin
+      select * into one from status_indexer.compare(last_flow_id, last_run_number, 1, reasons);
+      at_secs := coalesce(at_secs, one.at_secs);
+      replayed_secs := coalesce(replayed_secs, one.replayed_secs);
+      exit when one.compared = 0;
+      compared := compared + 1;
+      completed := coalesce(completed, 0) + coalesce(one.completed, 0);
+      failed := coalesce(failed, 0) + coalesce(one.failed, 0);
+      flow_ids := flow_ids || one.flow_ids;
+      run_numbers := run_numbers || one.run_numbers;
+      if one.drift is not null then
+        drift := coalesce(drift, '[]') || one.drift;
+      end if;
+      last_flow_id := one.last_flow_id;
+      last_run_number := one.last_run_number;
+    exception when others then
+      select k.flow_id, k.run_number
+        into last_flow_id, last_run_number
+        from status_indexer.key_after(last_flow_id, last_run_number, 1) k;
+      compared := compared + 1;
+      refused := coalesce(refused, '[]') || jsonb_build_array(jsonb_build_object(
+        'flow_id', last_flow_id,
+        'run_number', last_run_number,
+        'sqlstate', sqlstate,
+        'error', status_indexer.sendable(left(sqlerrm, 200))));
+    end;
+  end loop;
+  if compared = 0 then
+    last_flow_id := null;
+    last_run_number := null;
+  end if;
+end
+$$;

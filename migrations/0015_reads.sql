@@ -124,7 +124,8 @@ begin
 end
 $$;
 
--- The status of one run by the definition, and when it ended, for the runs that `pending` names.
+-- The status of one run by the definition, and when it ended, for the runs that `pending` names. If the
+-- server cannot evaluate a run, for example because a row is damaged, the run keeps what is stored.
 create function status_indexer.status_now(
   flow_id         text,
   run_number      bigint,
@@ -145,6 +146,12 @@ begin
                                   status_indexer.cutoff());
   status := status_indexer.status(reason);
   finished_at := status_indexer.finished_at(reason, e.ok_ts, heartbeat);
+exception when others then
+  select r.run_status, r.run_finished_at
+    into status, finished_at
+    from {{runs}} r
+   where r.flow_id = status_now.flow_id
+     and r.run_number = status_now.run_number;
 end
 $$;
 

@@ -128,7 +128,7 @@ metrics! {
     lock_timeouts_total: IntCounter,
     /// Attempts to write a run that failed because another transaction held its row.
     rows_locked_total: IntCounter,
-    /// Attempts to write a run that failed because the server refused.
+    /// Attempts to evaluate or to write a run that failed because the server refused.
     rows_refused_total: IntCounter,
     /// Failed database calls; sqlstate is `none` if the server did not answer.
     db_errors_total: IntCounterVec("sqlstate"),

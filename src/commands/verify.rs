@@ -17,7 +17,9 @@ use crate::output::print;
 use crate::pg::Db;
 use crate::scan::{Batches, End, Handler, Scan};
 use crate::status::RunKey;
-use crate::store::{Compared, DEADLINE_SLACK, Detail, Difference, Explained, ObstacleKind, Store};
+use crate::store::{
+    Compared, DEADLINE_SLACK, Detail, Difference, Explained, ObstacleKind, RefusedRun, Store,
+};
 
 /// Batches compared at the same time.
 const CONCURRENCY: usize = 2;
@@ -184,6 +186,12 @@ impl Counter<'_> {
         self.summary.compared += u64::try_from(batch.compared).unwrap_or(0);
         let flow = self.args.flow.as_ref();
         let of_flow = |run: &&Difference| flow.is_none_or(|flow| *flow == run.key.flow_id);
+        for run in &batch.refused {
+            if flow.is_none_or(|flow| *flow == run.key.flow_id) {
+                self.summary.unknown += 1;
+                list_refused(run, self.args.json, self.summary.unknown)?;
+            }
+        }
         for run in batch.differences.iter().filter(of_flow) {
             match run.classify(DEADLINE_SLACK) {
                 Explained::PendingEvent | Explained::PassedDeadline => self.summary.pending += 1,
@@ -227,6 +235,23 @@ fn list(run: &Difference, json: bool, nth: u64) -> anyhow::Result<()> {
         ))
     } else if nth == MAX_LISTED + 1 {
         print("further runs with drift are counted, not listed; --json lists all")
+    } else {
+        Ok(())
+    }
+}
+
+fn list_refused(run: &RefusedRun, json: bool, nth: u64) -> anyhow::Result<()> {
+    if json {
+        let line = json!({
+            "flow_id": run.key.flow_id, "run_number": run.key.run_number,
+            "sqlstate": run.sqlstate, "error": run.error,
+        });
+        print(&line.to_string())
+    } else if nth <= MAX_LISTED {
+        print(&format!(
+            "{}: the server cannot evaluate it: {} ({})",
+            run.key, run.error, run.sqlstate
+        ))
     } else {
         Ok(())
     }

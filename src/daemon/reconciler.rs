@@ -309,6 +309,10 @@ impl Handler for Repair<'_> {
             .metrics
             .reconciled_total
             .inc_by(u64::try_from(batch.compared).unwrap_or(0));
+        batch
+            .refused
+            .iter()
+            .for_each(|run| run.count(&reconciler.metrics));
         found.compared += batch.compared;
         found.completed += batch.completed;
         found.failed += batch.failed;

@@ -176,6 +176,7 @@ impl<F: FnMut(&Progress) + Send> Handler for Correction<'_, F> {
         metrics
             .reconciled_total
             .inc_by(u64::try_from(batch.compared).unwrap_or(0));
+        batch.refused.iter().for_each(|run| run.count(metrics));
         let written = self.correct(&batch.differing).await?;
         self.progress.compared += batch.compared;
         self.progress.corrected += written;

@@ -112,14 +112,7 @@ impl Applied {
         Ok(Self {
             applied: usize::try_from(applied.unwrap_or(0)).unwrap_or(0),
             skipped: usize::try_from(skipped.unwrap_or(0)).unwrap_or(0),
-            refused: match row
-                .columns()
-                .iter()
-                .any(|column| column.name() == "refused")
-            {
-                true => list(row, statement, "refused")?,
-                false => Vec::new(),
-            },
+            refused: refused(row, statement)?,
             changes: list(row, statement, "changes")?,
             invalid: list(row, statement, "invalid")?,
             next_deadline_secs: column(row, statement, "next_deadline")?,
@@ -168,8 +161,19 @@ impl Change {
     }
 }
 
+/// The refused runs of an answer that may list some.
+pub(super) fn refused(row: &Row, statement: &'static str) -> Result<Vec<RefusedRun>, Error> {
+    let mut columns = row.columns().iter();
+    if columns.any(|column| column.name() == "refused") {
+        list(row, statement, "refused")
+    } else {
+        Ok(Vec::new())
+    }
+}
+
 impl RefusedRun {
-    fn count(&self, metrics: &Metrics) {
+    /// Counts and logs it.
+    pub(crate) fn count(&self, metrics: &Metrics) {
         metrics.rows_refused_total.inc();
         let Some(suppressed) = REFUSED.allow() else {
             return;
@@ -180,7 +184,7 @@ impl RefusedRun {
             run.run_number = self.key.run_number,
             sqlstate = self.sqlstate,
             error = self.error,
-            "the server refuses to write the status of a run; it is retried, and other runs go on"
+            "the server refuses to evaluate or to write a run; it is retried, and other runs go on"
         );
     }
 }

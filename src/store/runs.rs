@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::apply::{RefusedRun, refused};
 use super::{Store, column, list};
 use crate::error::Error;
 use crate::pg::{LONG, name_of};
@@ -21,6 +22,12 @@ const COMPARE: &str = "\
 select last_flow_id, last_run_number, compared, completed, failed, at_secs, replayed_secs,
        flow_ids, run_numbers, drift
   from status_indexer.compare($1, $2, $3, $4)";
+
+const COMPARE_EACH: &str = "\
+-- runs.compare_each
+select last_flow_id, last_run_number, compared, completed, failed, at_secs, replayed_secs,
+       flow_ids, run_numbers, drift, refused
+  from status_indexer.compare_each($1, $2, $3, $4)";
 
 const KEY_AFTER: &str = "\
 -- runs.key_after
@@ -132,6 +139,8 @@ pub struct Compared {
     pub differing: Vec<RunKey>,
     /// The runs that differ, with their reasons; empty with [`Detail::Keys`].
     pub differences: Vec<Difference>,
+    /// The runs that the server cannot evaluate.
+    pub refused: Vec<RefusedRun>,
 }
 
 /// How much a comparison returns about the runs that differ.
@@ -188,8 +197,13 @@ impl Store {
             (&batch as _, Type::INT4),
             (&(detail == Detail::Reasons) as _, Type::BOOL),
         ];
-        let row = self.db.query_one(COMPARE, &params, LONG).await?;
-        let name = name_of(COMPARE);
+        let (name, row) = match self.db.query_one(COMPARE, &params, LONG).await {
+            Err(error) if error.may_concern_one_run() => {
+                let row = self.db.query_one(COMPARE_EACH, &params, LONG).await?;
+                (name_of(COMPARE_EACH), row)
+            }
+            answer => (name_of(COMPARE), answer?),
+        };
         let count =
             |of| column::<Option<i32>>(&row, name, of).map(|count| count.unwrap_or(0).into());
         Ok(Compared {
@@ -201,6 +215,7 @@ impl Store {
             replayed_secs: column(&row, name, "replayed_secs")?,
             differing: keys(&row, name)?,
             differences: list(&row, name, "drift")?,
+            refused: refused(&row, name)?,
         })
     }
 

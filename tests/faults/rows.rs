@@ -7,6 +7,7 @@ use super::run;
 use testkit::daemon::{Daemon, Launch};
 use testkit::database::Database;
 use testkit::drift::{eventually_no_drift, eventually_status};
+use testkit::postgres::{Options, Postgres};
 use testkit::wait::{eventually, eventually_eq};
 use testkit::writer::Writer;
 
@@ -260,4 +261,83 @@ select (select count(*) from status_indexer.queue) + (select count(*) from statu
     .await;
     eventually_eq(TIMEOUT, "nothing is kept", 0, kept).await;
     assert!(daemon.terminate().await.success());
+}
+
+/// Damages the table of long metadata values, as a faulty disk would: their rows can still be found, and
+/// their values cannot be read.
+async fn damage_long_values(server: &Postgres, client: &Client) {
+    const FILE: &str = "\
+select current_setting('data_directory') || '/' || pg_relation_filepath(reltoastrelid)
+  from pg_class
+ where oid = 'metadata_v3'::regclass";
+    let row = client.query_one(FILE, &[]).await.expect("the catalog");
+    let file: String = row.get(0);
+    run(client, "checkpoint").await;
+    server.kill9().await.expect("the server can be killed");
+    let size = std::fs::metadata(&file).expect("the file is there").len();
+    assert!(size > 0);
+    let zeros = vec![0; usize::try_from(size).expect("a small file")];
+    std::fs::write(&file, zeros).expect("the file is ours");
+    server.start_again().await.expect("it starts again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_with_a_damaged_row_delays_no_other_and_is_reported() {
+    let server = Postgres::start(Options::default()).await;
+    let server = server.expect("a server of our own");
+    let database = Database::on(&server).await;
+    let writer = database.writer().await;
+    for flow in ["Damaged", "Free"] {
+        writer.insert_flow(flow).await;
+    }
+    let daemon = Launch::on(&database).start().await;
+    let now = writer.now_ms().await;
+    let lost = writer
+        .insert_run("Damaged", Some(now / 1000 - 10_000))
+        .await;
+    let id = writer.insert_run("Damaged", Some(now / 1000)).await;
+    let stored_apart = "alter table metadata_v3 alter value set storage external";
+    run(writer.client(), stored_apart).await;
+    let value = "x".repeat(9000);
+    writer.attempt_ok("Damaged", id, &value, now).await;
+    eventually_no_drift(writer.client()).await;
+    daemon.kill9().await;
+    damage_long_values(&server, writer.client()).await;
+
+    let writer = database.writer().await;
+    let unreadable = "select count(*) from metadata_v3 where value like '%x%'";
+    let error = writer.client().query(unreadable, &[]).await;
+    let error = error.expect_err("the value is damaged");
+    assert!(error.to_string().contains("db error"), "{error}");
+    // A whole scan, events of the damaged run and of others, and reads.
+    run(writer.client(), "select status_indexer.invalidate()").await;
+    let daemon = Launch::on(&database).start().await;
+    writer.attempt("Damaged", id, now + 1).await;
+    writer.attempt_ok("Damaged", lost, "True", now).await;
+    eventually_status(&writer, "Damaged", lost, "completed").await;
+    completes_another_run(&writer).await;
+    attempted(&daemon, REFUSED, 2).await;
+    daemon.ready().await;
+    let page = format!(
+        "http://{}/flows/Damaged/runs?status=running,completed,failed",
+        daemon.api().await
+    );
+    let page: serde_json::Value = reqwest::get(page)
+        .await
+        .expect("the API answers")
+        .json()
+        .await
+        .expect("a list");
+    assert_eq!(page.as_array().map(Vec::len), Some(2), "{page}");
+
+    let verified = Launch::on(&database).args(&["verify"]).output().await;
+    assert_eq!(verified.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(
+        text.contains(&format!("Damaged/{id}: the server cannot evaluate it")),
+        "{text}"
+    );
+    assert!(text.contains("0 with drift"), "{text}");
+    daemon.terminate().await;
+    server.stop().await.expect("it stops");
 }
