@@ -69,6 +69,8 @@ impl Query {
     pub(crate) const ALL: &[Self] = &[
         Self::new("failed, first page", BIG_FLOW, &["failed"], false),
         Self::new("failed, deep", BIG_FLOW, &["failed"], true),
+        Self::new("completed, first page", BIG_FLOW, &["completed"], false),
+        Self::new("completed, deep", BIG_FLOW, &["completed"], true),
         Self::new("running, first page", BIG_FLOW, &["running"], false),
         Self::new("running, deep", BIG_FLOW, &["running"], true),
         Self::new("a status that no run has", DONE_FLOW, &["failed"], false),
@@ -160,7 +162,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     daemon.terminate().await;
     let client = database.client().await;
     add_done_flow(&client).await?;
-    client.batch_execute("set jit = off").await?;
+    client.batch_execute("set jit = off; set plan_cache_mode = force_generic_plan").await?;
     client.batch_execute(NO_DEADLINE).await?;
     client
         .batch_execute("vacuum analyze runs_v3, status_indexer.queue, status_indexer.state")

@@ -11,27 +11,35 @@ $$;
 -- The time at which a read evaluates runs. On a standby it is not after the last transaction
 -- replayed: heartbeats after it have not arrived, and their runs must not look lost.
 create function status_indexer.evaluation_clock() returns numeric
-language sql stable as $$
-  select case
-           when pg_is_in_recovery() then
-             least(status_indexer.read_clock(),
-                   (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint * 0.000001)
-           else status_indexer.read_clock()
-         end
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  now_secs numeric := status_indexer.read_clock();
+begin
+  if pg_is_in_recovery() then
+    return least(now_secs, (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint * 0.000001);
+  end if;
+  return now_secs;
+end
 $$;
 
 -- How old the data on a standby is at most, seconds: since the last transaction replayed, or the last
 -- heartbeat of the leading daemon. Null on a primary, and where neither is known.
 create function status_indexer.replica_age() returns double precision
-language sql stable as $$
-  select case
-           when pg_is_in_recovery() then
-             greatest(0, extract(epoch from clock_timestamp()
-                                            - greatest(pg_last_xact_replay_timestamp(),
-                                                       (select to_timestamp(h.last_value * 0.001)
-                                                          from status_indexer.leader_heartbeat h
-                                                         where h.last_value > 0))))::double precision
-         end
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if not pg_is_in_recovery() then
+    return null;
+  end if;
+  return greatest(0, extract(epoch from clock_timestamp()
+                                        - greatest(pg_last_xact_replay_timestamp(),
+                                                   (select to_timestamp(h.last_value * 0.001)
+                                                      from status_indexer.leader_heartbeat h
+                                                     where h.last_value > 0))));
+end
 $$;
 
 -- Whether statuses may be read: the column is valid, or the site has chosen to evaluate every run
@@ -59,6 +67,7 @@ returns table (flow_id text, run_number bigint)
 language plpgsql stable security definer rows 10
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -135,23 +144,34 @@ create function status_indexer.status_now(
 )
 language plpgsql stable security definer cost 1000
 set search_path = pg_catalog, pg_temp
+set jit = off
+-- Planning again takes longer than evaluating one run.
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_variable
-declare
-  e      record;
-  reason text;
 begin
-  select * into e from status_indexer.evidence(flow_id, run_number);
-  reason := status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, heartbeat, status_indexer.evaluation_clock(),
-                                  status_indexer.cutoff());
-  status := status_indexer.status(reason);
-  finished_at := status_indexer.finished_at(reason, e.ok_ts, heartbeat);
+  select status_indexer.status(x.reason), status_indexer.finished_at(x.reason, x.ok_ts, heartbeat)
+    into status, finished_at
+    from (select status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, heartbeat, c.now_secs, s.cutoff_secs) as reason,
+                 e.ok_ts
+            from status_indexer.state s
+           cross join status_indexer.evaluation_clock() c (now_secs)
+           cross join status_indexer.evidence(flow_id, run_number) e
+          offset 0) x;
 exception when others then
   select r.run_status, r.run_finished_at
     into status, finished_at
     from {{runs}} r
    where r.flow_id = status_now.flow_id
      and r.run_number = status_now.run_number;
+end
+$$;
+
+-- The same text, as a value that the planner does not know.
+create function status_indexer.as_is(value text) returns text
+language plpgsql stable parallel safe as $$
+begin
+  return value;
 end
 $$;
 

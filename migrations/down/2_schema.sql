@@ -2,6 +2,7 @@
 -- stops it.
 drop view if exists status_indexer.runs;
 drop function if exists status_indexer.exact_runs();
+drop function if exists status_indexer.as_is(text);
 drop function if exists status_indexer.status_now(text, bigint, bigint);
 drop function if exists status_indexer.pending(text, boolean);
 drop function if exists status_indexer.is_readable(timestamptz);
