@@ -257,7 +257,7 @@ $$;
 -- The age (seconds) up to which a heartbeat counts as fresh: a run with an older one may be evaluated
 -- or inserted at any time, but then it is recorded. More than the 5 s of `enqueue_run`, and more than
 -- the interval between a client's heartbeats where the cutoff permits it.
-create function status_indexer.fresh_secs(cutoff_secs bigint) returns numeric
+create function status_indexer.fresh_secs(cutoff_secs bigint) returns bigint
 language sql immutable parallel safe as $$
   select greatest(6, least(30, cutoff_secs / 2))
 $$;
