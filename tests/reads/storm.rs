@@ -13,7 +13,7 @@ async fn no_reader_sees_a_status_other_than_the_definitions() {
     let seed = Seed::from_env();
     let database = Database::fresh().await;
     migrate(&database, CUTOFF_SECS).await;
-    let report = read_storm::run(&database, &seed, Duration::from_secs(20)).await;
+    let report = read_storm::run(&database, &seed, Duration::from_secs(10)).await;
     println!("{report:?}");
     assert!(report.differences.is_empty(), "{seed}: {report:#?}");
     assert!(
