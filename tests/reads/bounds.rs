@@ -15,7 +15,16 @@ use tokio_postgres::Client;
 use super::mutation::mutate;
 use super::{migrate, run};
 use testkit::database::Database;
+use testkit::drift::SOON;
+use testkit::postgres::{Options, Postgres};
 use testkit::seed::Seed;
+use testkit::wait::eventually;
+
+/// A server of the test's own: bounds wait for the transactions of all databases.
+async fn own_server() -> Postgres {
+    let server = Postgres::start(Options::default()).await;
+    server.expect("a server of our own")
+}
 
 /// Sessions with a transaction each.
 const WRITERS: usize = 5;
@@ -40,8 +49,8 @@ struct Interleaving {
 }
 
 impl Interleaving {
-    async fn new(random: StdRng, cutoff: i64) -> Self {
-        let database = Database::fresh().await;
+    async fn new(server: &Postgres, random: StdRng, cutoff: i64) -> Self {
+        let database = Database::on(server).await;
         migrate(&database, cutoff).await;
         let observer = database.client().await;
         run(
@@ -215,9 +224,11 @@ const CUTOFFS: [i64; 2] = [12, 100];
 #[tokio::test(flavor = "multi_thread")]
 async fn no_interleaving_makes_the_bounds_too_late() {
     let seed = Seed::from_env();
+    let server = own_server().await;
     for (number, cutoff) in CUTOFFS.into_iter().enumerate() {
-        let mut interleaving = Interleaving::new(seed.generator(number as u64), cutoff).await;
-        for step in 0..1500 {
+        let mut interleaving =
+            Interleaving::new(&server, seed.generator(number as u64), cutoff).await;
+        for step in 0..900 {
             let violations = interleaving.step().await;
             assert!(
                 violations.is_empty(),
@@ -227,23 +238,17 @@ async fn no_interleaving_makes_the_bounds_too_late() {
         interleaving.collect(true).await;
         let (calls, versions) = (interleaving.published, interleaving.publications().await);
         println!("cutoff {cutoff}: {calls} publications called, {versions} changes");
-        assert!(versions > 50, "{calls} publications, {versions} changes");
+        assert!(versions > 30, "{calls} publications, {versions} changes");
     }
 }
 
 /// What a programming error would change: in which function, which text, and by what.
-const MUTATIONS: [(&str, &str, &str, &str); 6] = [
+const MUTATIONS: [(&str, &str, &str, &str); 5] = [
     (
         "transactions in progress are forgotten",
         "publish_read_bounds",
         "txid_snapshot_xmin(txid_current_snapshot()) >= mark_xid",
         "true",
-    ),
-    (
-        "a concurrent evaluation is forgotten",
-        "publish_read_bounds",
-        "where read_bounds_version = version",
-        "where true",
     ),
     (
         "an evaluation does not report an old heartbeat",
@@ -274,11 +279,12 @@ const MUTATIONS: [(&str, &str, &str, &str); 6] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn each_mutation_of_the_bounds_is_found() {
     let seed = Seed::from_env();
+    let server = own_server().await;
     for (number, (what, function, text, replacement)) in MUTATIONS.into_iter().enumerate() {
         let mut found = false;
-        'interleavings: for attempt in 0..20 {
+        'interleavings: for attempt in 0..10 {
             let random = seed.generator((100 * number + attempt) as u64);
-            let mut interleaving = Interleaving::new(random, CUTOFFS[attempt % 2]).await;
+            let mut interleaving = Interleaving::new(&server, random, CUTOFFS[attempt % 2]).await;
             mutate(&interleaving.observer, function, text, replacement).await;
             for _ in 0..1500 {
                 if !interleaving.step().await.is_empty() {
@@ -289,4 +295,71 @@ async fn each_mutation_of_the_bounds_is_found() {
         }
         assert!(found, "{seed}: not found: {what}");
     }
+}
+
+/// A failed run gets an older heartbeat. While a publication is in progress, whose snapshot has the run
+/// as failed, an evaluation that makes it running commits. Returns the violations afterwards.
+async fn overtaken_publication(interleaving: &mut Interleaving) -> Vec<String> {
+    const WAITS: &str = "\
+select exists (select
+                 from pg_stat_activity
+                where datname = current_database()
+                  and wait_event_type = 'Lock'
+                  and query like '%publish_read_bounds%')";
+    let observer = &interleaving.observer;
+    run(
+        observer,
+        "insert into runs_v3 (flow_id, user_name, ts_epoch, last_heartbeat_ts)
+         values ('F', 'u', 1, extract(epoch from clock_timestamp())::bigint - 1000)",
+    )
+    .await;
+    run(observer, "select status_indexer.drain(0, 10, null)").await;
+    let mark = observer
+        .query_one(
+            "select new_secs, new_xid, new_queue_id
+               from status_indexer.publish_read_bounds(null, null, null)",
+            &[],
+        )
+        .await
+        .expect("a mark");
+    interleaving.marks = vec![(mark.get(0), mark.get(1), mark.get(2))];
+    run(
+        observer,
+        "update runs_v3 set last_heartbeat_ts = extract(epoch from clock_timestamp())::bigint - 60",
+    )
+    .await;
+    let evaluates = "begin; select status_indexer.drain(0, 10, null)";
+    run(&interleaving.writers[0], evaluates).await;
+    while interleaving.publishing.is_empty() {
+        interleaving.publish().await;
+    }
+    eventually(SOON, "the publication waits", async || {
+        let waits = interleaving.observer.query_one(WAITS, &[]).await;
+        waits.expect("the catalog can be read").get(0)
+    })
+    .await;
+    run(&interleaving.writers[0], "commit").await;
+    interleaving.collect(true).await;
+    interleaving.violations().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_an_evaluation_overtakes_is_void() {
+    let seed = Seed::from_env();
+    let server = own_server().await;
+    let mut interleaving = Interleaving::new(&server, seed.generator(0), 100).await;
+    let violations = overtaken_publication(&mut interleaving).await;
+    assert!(violations.is_empty(), "{violations:?}");
+
+    let mut interleaving = Interleaving::new(&server, seed.generator(1), 100).await;
+    let (text, replacement) = ("where read_bounds_version = version", "where true");
+    mutate(
+        &interleaving.observer,
+        "publish_read_bounds",
+        text,
+        replacement,
+    )
+    .await;
+    let violations = overtaken_publication(&mut interleaving).await;
+    assert!(!violations.is_empty(), "the mutation is not found");
 }
