@@ -162,9 +162,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     daemon.terminate().await;
     let client = database.client().await;
     add_done_flow(&client).await?;
-    client
-        .batch_execute("set jit = off; set plan_cache_mode = force_generic_plan")
-        .await?;
+    client.batch_execute("set jit = off").await?;
     client.batch_execute(NO_DEADLINE).await?;
     client
         .batch_execute("vacuum analyze runs_v3, status_indexer.queue, status_indexer.state")
