@@ -4,6 +4,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  -- Before the ids of new queue rows are taken: see `publish_read_bounds`.
   perform txid_current();
   insert into status_indexer.queue (flow_id, run_number)
   select k.flow_id, k.run_number
@@ -220,8 +221,8 @@ begin
                   from running_runs w
                  where case
                          when w.in_range then true
-                         -- Deadlines before the known range were looked at when it was determined: these
-                         -- runs are being retried.
+                         -- The publication of the known range has read the evidence of these runs: they
+                         -- are being retried.
                          when w.expires_at < w.known_until then false
                          -- Readers evaluate each run in the queue.
                          when exists (select

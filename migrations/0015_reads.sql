@@ -53,14 +53,14 @@ $$;
 -- The runs whose stored status is not exact in this snapshot: those with an event in the queue, and
 -- those whose deadline has passed. Usually there are none. Every other run's status is the column's.
 --
--- The deadlines of the running runs are looked at only while the clock is outside the range in which
--- no deadline passes, which `publish_read_bounds` determines.
+-- `publish_read_bounds` publishes a range of time in which no deadline passes. Only outside this range
+-- the deadlines of the running runs are read.
 --
 -- SECURITY DEFINER, so that a reader of the view needs no privilege on the indexer's tables.
 create function status_indexer.pending(
   -- Only the runs of this flow; null for all.
   only_flow text default null,
-  -- Whether to raise an error while statuses may not be read. Otherwise there is no such run.
+  -- Whether to raise an error while statuses may not be read; otherwise no run is returned then.
   refuse    boolean default true
 )
 returns table (flow_id text, run_number bigint)
@@ -126,7 +126,7 @@ begin
        and r.run_status = 'running'
        and (only_flow is null or r.flow_id = only_flow)
        and not status_indexer.in_range(r.last_heartbeat_ts::bigint, now_secs, s.cutoff_secs)
-       -- A run with an earlier deadline is being retried: `publish_read_bounds` has looked.
+       -- `publish_read_bounds` has read the evidence of runs with an earlier deadline: they are being retried.
        and (now_secs >= s.deadlines_from_secs
             and status_indexer.next_change('heartbeat', r.last_heartbeat_ts::bigint, now_secs, s.cutoff_secs)
                   < s.deadlines_until_secs) is not true;

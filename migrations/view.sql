@@ -1,5 +1,6 @@
 -- For readers in SQL: every column of the runs table, and `status`, which is exact in the snapshot of
--- the query. Where the site keeps it, also `finished_at`, milliseconds since the epoch. While the column run_status is not valid, a query raises an error.
+-- the query. Where the site keeps it, also `finished_at`, milliseconds since the epoch. While the column
+-- run_status is not valid, a query raises an error.
 --
 -- One ordered range of the index `status_indexer_listing` for each status, without the pending runs,
 -- and the pending runs, evaluated. A condition on `status` removes the ranges that it excludes. The

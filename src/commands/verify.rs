@@ -185,14 +185,12 @@ impl Counter<'_> {
     fn count(&mut self, batch: &Compared) -> anyhow::Result<()> {
         self.summary.compared += u64::try_from(batch.compared).unwrap_or(0);
         let flow = self.args.flow.as_ref();
-        let of_flow = |run: &&Difference| flow.is_none_or(|flow| *flow == run.key.flow_id);
-        for run in &batch.refused {
-            if flow.is_none_or(|flow| *flow == run.key.flow_id) {
-                self.summary.unknown += 1;
-                list_refused(run, self.args.json, self.summary.unknown)?;
-            }
+        let of_flow = |key: &RunKey| flow.is_none_or(|flow| *flow == key.flow_id);
+        for run in batch.refused.iter().filter(|run| of_flow(&run.key)) {
+            self.summary.unknown += 1;
+            list_refused(run, self.args.json, self.summary.unknown)?;
         }
-        for run in batch.differences.iter().filter(of_flow) {
+        for run in batch.differences.iter().filter(|run| of_flow(&run.key)) {
             match run.classify(DEADLINE_SLACK) {
                 Explained::PendingEvent | Explained::PassedDeadline => self.summary.pending += 1,
                 _ if may_not_be_replayed(run, batch) => self.summary.unknown += 1,
@@ -242,11 +240,7 @@ fn list(run: &Difference, json: bool, nth: u64) -> anyhow::Result<()> {
 
 fn list_refused(run: &RefusedRun, json: bool, nth: u64) -> anyhow::Result<()> {
     if json {
-        let line = json!({
-            "flow_id": run.key.flow_id, "run_number": run.key.run_number,
-            "sqlstate": run.sqlstate, "error": run.error,
-        });
-        print(&line.to_string())
+        print(&json!(run).to_string())
     } else if nth <= MAX_LISTED {
         print(&format!(
             "{}: the server cannot evaluate it: {} ({})",

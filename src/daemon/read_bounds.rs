@@ -16,6 +16,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// [`INTERVAL`].
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 
+/// A mark that is older is replaced: a transaction that has lasted for so long holds back every mark.
+const MAX_AGE_SECS: f64 = 60.0;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct ReadBounds {
@@ -80,6 +83,3 @@ impl ReadBounds {
         Ok(wait)
     }
 }
-
-/// A mark that is older is replaced: a transaction that has lasted for so long holds back every mark.
-const MAX_AGE_SECS: f64 = 60.0;

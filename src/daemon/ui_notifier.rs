@@ -46,15 +46,12 @@ having count(*) > 0";
 
 /// Takes the changes of the stages; does nothing if no UI is to be notified.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct UiNotices {
-    queue: Option<Sender<RunKey>>,
-    metrics: Option<Metrics>,
-}
+pub(crate) struct UiNotices(Option<(Sender<RunKey>, Metrics)>);
 
 impl UiNotices {
     /// Takes those of the changes that the UI cannot know. Never waits.
     pub(crate) fn add(&self, changes: &[Change]) {
-        let (Some(queue), Some(metrics)) = (&self.queue, &self.metrics) else {
+        let Some((queue, metrics)) = &self.0 else {
             return;
         };
         for change in changes {
@@ -89,10 +86,7 @@ impl UiNotifier {
     /// A stage, and the handle by which the other stages give it their changes.
     pub(crate) fn new(store: Store, health: Health, metrics: Metrics) -> (Self, UiNotices) {
         let (sender, queue) = channel(MAX_WAITING);
-        let notices = UiNotices {
-            queue: Some(sender),
-            metrics: Some(metrics.clone()),
-        };
+        let notices = UiNotices(Some((sender, metrics.clone())));
         let notifier = Self {
             store,
             queue,

@@ -142,8 +142,8 @@ select exists (select
         let runs = self.tables.runs.quoted();
         ensure!(
             !query_bool(&self.client, COLUMN_EXISTS, &[(&runs, Type::TEXT)]).await?,
-            "{runs} already has a column run_status or run_finished_at that the indexer did not create: rename or drop \
-             that column first"
+            "{runs} already has a column run_status or run_finished_at that the indexer did not create: \
+             rename or drop that column first"
         );
         Ok(())
     }

@@ -27,10 +27,10 @@ impl Migrator<'_> {
         let runs = self.tables.runs.quoted();
         let all: Vec<&str> = publications.iter().map(|p| p.name.as_str()).collect();
         let mut message = format!(
-            "{runs} is published ({}): a subscriber without the columns run_status and run_finished_at stops, and this \
-             server then keeps its WAL. On each subscriber first run `alter table {runs} add column \
-             run_status text not null default 'completed', add column run_finished_at bigint; alter table {runs} alter column \
-             run_status set default 'running';`",
+            "{runs} is published ({}): a subscriber without the columns run_status and run_finished_at \
+             stops, and this server then keeps its WAL. On each subscriber first run `alter table {runs} \
+             add column run_status text not null default 'completed', add column run_finished_at bigint; \
+             alter table {runs} alter column run_status set default 'running';`",
             all.join(", ")
         );
         let whole: Vec<&str> = publications

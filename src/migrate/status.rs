@@ -70,17 +70,11 @@ impl Report {
                 .find(|applied| applied.version == step.version);
             let optional = step.kind == Kind::UiIndex && !ui;
             complete &= applied.is_some() || optional;
-            let state = applied.map_or_else(
-                || {
-                    if optional {
-                        "optional: `migrate up --ui`"
-                    } else {
-                        "pending"
-                    }
-                    .to_owned()
-                },
-                |applied| format!("applied {}", applied.at),
-            );
+            let state = match applied {
+                Some(applied) => format!("applied {}", applied.at),
+                None if optional => "optional: `migrate up --ui`".to_owned(),
+                None => "pending".to_owned(),
+            };
             self.text.push_str(&format!("{:<28}{state}\n", step.name));
         }
         complete

@@ -130,6 +130,9 @@ impl Migrator<'_> {
         let columns = Columns::of(&self.client, &self.tables).await?;
         let mut count = 0;
         let ui = ui || self.keeps_finish(applied).await?;
+        let cutoff_secs = cutoff_secs.to_string();
+        let view = columns.view(&self.tables, ui);
+        let values = [("cutoff_secs", cutoff_secs.as_str()), ("view", &view)];
         for step in STEPS {
             if step.kind == Kind::UiIndex && !ui {
                 continue;
@@ -138,7 +141,7 @@ impl Migrator<'_> {
             if repeated && self.is_intact(step).await? {
                 continue;
             }
-            self.apply(step, cutoff_secs, &columns, repeated)
+            self.apply(step, &values, repeated)
                 .await
                 .with_context(|| format!("step {} failed", step.name))?;
             tracing::info!(step = step.name, repeated, "step applied");
@@ -203,15 +206,10 @@ select not exists (select
     async fn apply(
         &self,
         step: &Step,
-        cutoff_secs: i64,
-        columns: &Columns,
+        values: &[(&str, &str)],
         repeated: bool,
     ) -> anyhow::Result<()> {
-        let cutoff_secs = cutoff_secs.to_string();
-        // `restore_view` creates it again where the ends of runs are kept.
-        let view = columns.view(&self.tables, false);
-        let values = [("cutoff_secs", cutoff_secs.as_str()), ("view", &view)];
-        let sql = render(step.sql, &self.tables, &values);
+        let sql = render(step.sql, &self.tables, values);
         let record = if repeated {
             String::new()
         } else {
