@@ -50,6 +50,26 @@ language sql stable parallel safe as $$
          or status_indexer.parse_boolean(current_setting('status_indexer.evaluate_while_invalid', true)) is true
 $$;
 
+-- What a read has to know of the state. `column_is_exact` is the usual case: no run is pending. A view,
+-- because the read API decides by the same conditions, without a call, whether it needs `pending`.
+create view status_indexer.read_state as
+  select c.now_secs,
+         s.valid_since,
+         s.cutoff_secs,
+         s.first_queue_id,
+         s.deadlines_from_secs,
+         s.deadlines_until_secs,
+         d.no_deadline,
+         s.valid_since is not null
+           and d.no_deadline
+           and not exists (select from status_indexer.queue q where q.id >= s.first_queue_id)
+           and not exists (select from status_indexer.timers t where t.due_secs <= c.now_secs)
+           as column_is_exact
+    from status_indexer.state s
+   cross join status_indexer.read_clock() c (now_secs)
+   cross join lateral (
+         select (c.now_secs between s.deadlines_from_secs and s.deadlines_until_secs) is true as no_deadline) d;
+
 -- The runs whose stored status is not exact in this snapshot: those with an event in the queue, and
 -- those whose deadline has passed. Usually there are none. Every other run's status is the column's.
 --
@@ -74,28 +94,15 @@ declare
   now_secs numeric;
   s        record;
 begin
-  -- In one statement, because usually it is the only one.
-  select c.now_secs,
-         st.valid_since is not null as is_valid,
-         status_indexer.is_readable(st.valid_since) as is_readable,
-         st.cutoff_secs,
-         st.first_queue_id,
-         st.deadlines_from_secs,
-         st.deadlines_until_secs,
-         (c.now_secs between st.deadlines_from_secs and st.deadlines_until_secs) is true as no_deadline,
-         exists (select from status_indexer.queue q where q.id >= st.first_queue_id)
-           or exists (select from status_indexer.timers t where t.due_secs <= c.now_secs) as any
-    into s
-    from status_indexer.state st
-   cross join status_indexer.read_clock() c (now_secs);
+  select * into s from status_indexer.read_state;
   now_secs := s.now_secs;
 
-  if s.is_valid and s.no_deadline and not s.any then
+  if s.column_is_exact then
     return;
   end if;
 
-  if s.is_valid is not true then
-    if s.is_readable then
+  if s.valid_since is null then
+    if status_indexer.is_readable(s.valid_since) then
       return query
         select r.flow_id::text, r.run_number::bigint
           from {{runs}} r

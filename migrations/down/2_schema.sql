@@ -8,6 +8,7 @@ drop function if exists status_indexer.pending(text, boolean);
 drop function if exists status_indexer.is_readable(timestamptz);
 drop function if exists status_indexer.replica_age();
 drop function if exists status_indexer.evaluation_clock();
+drop view if exists status_indexer.read_state;
 drop function if exists status_indexer.read_clock();
 drop function if exists status_indexer.obstacles();
 drop function if exists status_indexer.triggers_enabled();

@@ -105,8 +105,8 @@ offset {OFFSET}",
     }
 
     /// The column is read where it is exact, one ordered range for each status, and the few runs where
-    /// it is not are evaluated: see `status_indexer.pending`. That there are none is decided here, by the
-    /// same conditions, because it is the usual case and the call costs a tenth of the page.
+    /// it is not are evaluated: see `status_indexer.pending`. Usually there are none, and then it is not
+    /// called.
     fn by_status(&mut self, statuses: &[&'static str], plan: Plan) -> String {
         // No run has the empty status.
         let statuses = if statuses.is_empty() { &[""] } else { statuses };
@@ -122,14 +122,8 @@ offset {OFFSET}",
         format!(
             "-- api.runs_by_status
 with state as materialized (
-  select s.valid_since,
-         s.valid_since is not null
-           and (c.now_secs between s.deadlines_from_secs and s.deadlines_until_secs) is true
-           and not exists (select from status_indexer.queue q where q.id >= s.first_queue_id)
-           and not exists (select from status_indexer.timers t where t.due_secs <= c.now_secs)
-           as column_is_exact
-    from status_indexer.state s
-   cross join status_indexer.read_clock() c (now_secs)
+  select s.valid_since, s.column_is_exact
+    from status_indexer.read_state s
 ), pending as materialized (
   select p.run_number
     from state s

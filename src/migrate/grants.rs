@@ -18,7 +18,7 @@ const GRANT_OWN: &str = "\
 -- migrate.grant_own
 grant select, insert, update, delete on status_indexer.queue, status_indexer.timers to {{role}};
 grant select, update on status_indexer.state to {{role}};
-grant select on status_indexer.schema_history, status_indexer.runs to {{role}};
+grant select on status_indexer.schema_history, status_indexer.read_state, status_indexer.runs to {{role}};
 grant select on sequence status_indexer.queue_id_seq to {{role}};
 grant select, update on sequence status_indexer.notify_suppressed_until, status_indexer.leader_heartbeat to {{role}};
 grant update (run_status, run_finished_at) on {{runs}} to {{role}};

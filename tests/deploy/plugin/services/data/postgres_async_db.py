@@ -25,6 +25,18 @@ logging.basicConfig(level=logging.INFO)
 Response = collections.namedtuple("Response", "response_code body")
 
 
+async def execute(db, sql, values):
+    """The answer to a statement, which is the database's error if there is one."""
+    try:
+        async with db.reader_pool.acquire() as connection:
+            async with connection.cursor(cursor_factory=psycopg2.extras.DictCursor) as cursor:
+                await cursor.execute(sql, values)
+                return Response(200, [dict(row) for row in await cursor.fetchall()]), "pagination"
+    except psycopg2.Error as error:
+        body = {"err_msg": {"pgerror": error.pgerror, "pgcode": error.pgcode}}
+        return Response(500, json.dumps(body)), None
+
+
 class Table:
     joins = None
     join_columns = None
@@ -43,14 +55,7 @@ class Table:
         )
         # Who gave the answer, for the tests.
         self.db.joined = " join " in sql
-        try:
-            async with self.db.reader_pool.acquire() as connection:
-                async with connection.cursor(cursor_factory=psycopg2.extras.DictCursor) as cursor:
-                    await cursor.execute(sql, values)
-                    return Response(200, [dict(row) for row in await cursor.fetchall()]), "pagination"
-        except psycopg2.Error as error:
-            body = {"err_msg": {"pgerror": error.pgerror, "pgcode": error.pgcode}}
-            return Response(500, json.dumps(body)), None
+        return await execute(self.db, sql, values)
 
 
 class AsyncRunTablePostgres(Table):

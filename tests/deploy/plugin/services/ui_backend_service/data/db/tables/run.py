@@ -5,12 +5,7 @@ Written for the tests of the plug-in: a class of the runs table that inherits it
 about the backend itself: whether that still looks like this is for a run against the real one to say.
 """
 
-import json
-
-import psycopg2
-import psycopg2.extras
-
-from services.data.postgres_async_db import METADATA_TABLE_NAME, RUN_INACTIVE_CUTOFF_TIME, RUN_TABLE_NAME, Response
+from services.data.postgres_async_db import METADATA_TABLE_NAME, RUN_INACTIVE_CUTOFF_TIME, RUN_TABLE_NAME, execute
 
 OLD_RUN_FAILURE_CUTOFF_TIME = 86400000
 
@@ -74,14 +69,7 @@ class Listings:
     async def execute_sql(self, select_sql, values=(), fetch_single=False, expanded=False, limit=0, offset=0):
         # Who gave the answer, for the tests.
         self.db.joined = " join lateral (" in select_sql
-        try:
-            async with self.db.reader_pool.acquire() as connection:
-                async with connection.cursor(cursor_factory=psycopg2.extras.DictCursor) as cursor:
-                    await cursor.execute(select_sql, values)
-                    return Response(200, [dict(row) for row in await cursor.fetchall()]), "pagination"
-        except psycopg2.Error as error:
-            body = {"err_msg": {"pgerror": error.pgerror, "pgcode": error.pgcode}}
-            return Response(500, json.dumps(body)), None
+        return await execute(self.db, select_sql, values)
 
 
 class AsyncRunTablePostgres(Listings):
