@@ -176,7 +176,7 @@ async fn writers_succeed_after_the_queue_was_dropped_and_a_new_installation_corr
     writer.insert_flow("F").await;
     let now = writer.now_ms().await;
     let id = writer.insert_run("F", Some(now / 1000)).await;
-    run(writer.client(), "drop table status_indexer.queue").await;
+    run(writer.client(), "drop table status_indexer.queue cascade").await;
     write_everything(&writer, id).await;
     eventually(TIMEOUT, "the daemon says that it is not able", async || {
         matches!(daemon.get("/readyz").await, Some((503, _)))
