@@ -21,6 +21,7 @@ mod selection;
 mod statement;
 mod stream;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -67,6 +68,8 @@ pub struct Api {
     lists: Budget,
     /// For pages.
     pages: Budget,
+    /// Whether the column was exact for the last page by status.
+    column_is_exact: AtomicBool,
     stop: CancellationToken,
     metrics: Metrics,
 }
@@ -87,6 +90,7 @@ impl Api {
             reader: OnceLock::new(),
             lists: Budget::new(stream::BUDGET),
             pages: Budget::new(runs::BUDGET),
+            column_is_exact: AtomicBool::new(true),
             stop,
             metrics,
         })

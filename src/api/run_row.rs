@@ -39,6 +39,8 @@ const STATUS: usize = 8;
 const READABLE: usize = 9;
 /// With a status filter only: how old the data is, seconds; null on a primary.
 const REPLICA_AGE: usize = 10;
+/// With a status filter only: whether the column was exact in the statement's snapshot.
+const COLUMN_IS_EXACT: usize = 11;
 
 /// One run, borrowed from its row.
 #[derive(Debug)]
@@ -114,8 +116,17 @@ impl<'a> RunRow<'a> {
 
 /// Whether statuses could be read in the statement's snapshot. False without a row.
 pub(super) fn is_readable(rows: &[Row]) -> bool {
+    holds(rows, READABLE)
+}
+
+/// Whether no run was pending in the statement's snapshot. False without a row.
+pub(super) fn column_is_exact(rows: &[Row]) -> bool {
+    holds(rows, COLUMN_IS_EXACT)
+}
+
+fn holds(rows: &[Row], column: usize) -> bool {
     rows.first()
-        .is_some_and(|row| row.try_get(READABLE).unwrap_or(false))
+        .is_some_and(|row| row.try_get(column).unwrap_or(false))
 }
 
 /// How old the data of a replica is at most; none on a primary.

@@ -1,6 +1,7 @@
 //! `GET /flows/{flow_id}/runs`: a page of a flow's runs, or all of them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::{Path, RawQuery, State};
 use axum::http::HeaderValue;
@@ -10,7 +11,8 @@ use super::admission::WhenFull;
 use super::error::ApiError;
 use super::listing::Listing;
 use super::params::Params;
-use super::selection::Selection;
+use super::reader::Rows;
+use super::selection::{Coverage, Selection};
 use super::statement::Memory;
 use super::{Api, REPLICA_AGE, json, replica_age, run_row, stream};
 
@@ -44,10 +46,9 @@ async fn page(
         offset: listing.offset,
         // One more, which shows whether there is a next page.
         rows: limit + 1,
+        coverage: Coverage::All,
     };
-    let mut statement = selection.statement();
-    statement.memory = Memory::Budget(api.pages.clone());
-    let rows = api.reader()?.query(WhenFull::Reject, &statement).await?;
+    let rows = read(api, selection).await?;
     let with_status = listing.filter.statuses.is_some();
     if with_status && !run_row::is_readable(&rows) {
         return Err(ApiError::unavailable(
@@ -80,4 +81,30 @@ async fn page(
         headers.insert("x-next-cursor", cursor.expect("base64 is visible ASCII"));
     }
     Ok(response)
+}
+
+/// Reads the page. With a status filter the cheaper statement is sent first. If the column is not
+/// exact, the other one follows, and is sent first from then on, until the column is exact again.
+async fn read(api: &Api, mut selection: Selection<'_>) -> Result<Rows, ApiError> {
+    let reader = api.reader()?;
+    let query = async |selection: &Selection<'_>| {
+        let mut statement = selection.statement();
+        statement.memory = Memory::Budget(api.pages.clone());
+        reader.query(WhenFull::Reject, &statement).await
+    };
+    if selection.filter.statuses.is_none() {
+        return query(&selection).await;
+    }
+    if api.column_is_exact.load(Ordering::Relaxed) {
+        selection.coverage = Coverage::ExactColumn;
+        let rows = query(&selection).await?;
+        if run_row::column_is_exact(&rows) {
+            return Ok(rows);
+        }
+    }
+    selection.coverage = Coverage::All;
+    let rows = query(&selection).await?;
+    let exact = run_row::column_is_exact(&rows);
+    api.column_is_exact.store(exact, Ordering::Relaxed);
+    Ok(rows)
 }

@@ -1,7 +1,7 @@
-//! Builds the one statement that answers a request for runs.
+//! Builds the statement that answers a request for runs.
 //!
 //! Values are always parameters, and the text is composed of fixed parts. Without filters other
-//! than status there are eight texts in all, which sessions prepare once and plan generically.
+//! than status there are few texts in all, which sessions prepare once and plan generically.
 
 use tokio_postgres::types::{ToSql, Type};
 
@@ -18,6 +18,17 @@ pub(super) struct Selection<'a> {
     pub(super) offset: i64,
     /// The largest number of rows.
     pub(super) rows: i64,
+    /// Which runs to read. Matters with a status filter only.
+    pub(super) coverage: Coverage,
+}
+
+/// Which runs a statement by status reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coverage {
+    /// The runs, or none if the column is not exact. Costs hardly more than the range of the index.
+    ExactColumn,
+    /// All, those included whose column is not exact: the server starts twice as many steps of a plan.
+    All,
 }
 
 /// The user's name where the service itself set it; upstream has an index on this expression.
@@ -26,8 +37,9 @@ const USER: &str = "(case when r.system_tags ? ('user:' || r.user_name) then r.u
 impl Selection<'_> {
     /// The statement for this selection.
     ///
-    /// With a status filter each row ends with whether statuses may be read in the same snapshot, and
-    /// the age of a replica's data. If no run matches, there is one row, which has nulls for the run.
+    /// With a status filter each row ends with whether statuses may be read in the same snapshot, the
+    /// age of a replica's data, and whether the column is exact. If no run matches, there is one row,
+    /// which has nulls for the run.
     pub(super) fn statement(&self) -> Statement {
         let mut builder = Builder::default();
         builder.bind(self.flow_id.to_owned(), Type::TEXT);
@@ -56,7 +68,7 @@ impl Selection<'_> {
                     .into_iter()
                     .map(crate::status::Status::as_str)
                     .collect();
-                builder.by_status(&statuses, plan)
+                builder.by_status(&statuses, plan, self.coverage)
             }
         };
         Statement {
@@ -78,6 +90,9 @@ const FLOW: &str = "$1";
 const ROWS: &str = "$2";
 const OFFSET: &str = "$3";
 const ORDER: &str = "ts_epoch desc, run_number desc";
+/// The function is called on replicas only.
+const REPLICA_AGE: &str =
+    "(select case when pg_is_in_recovery() then status_indexer.replica_age() end) as replica_age";
 
 impl Builder {
     /// Adds a value and returns its placeholder.
@@ -104,21 +119,29 @@ offset {OFFSET}",
         )
     }
 
-    /// The column is read where it is exact, one ordered range for each status, and the few runs where
-    /// it is not are evaluated: see `status_indexer.pending`. Usually there are none, and then it is not
-    /// called.
-    fn by_status(&mut self, statuses: &[&'static str], plan: Plan) -> String {
+    /// One ordered range of the index for each status.
+    fn by_status(&mut self, statuses: &[&'static str], plan: Plan, coverage: Coverage) -> String {
         // No run has the empty status.
         let statuses = if statuses.is_empty() { &[""] } else { statuses };
         let placeholders: Vec<String> = statuses
             .iter()
             .map(|status| self.bind(*status, Type::TEXT))
             .collect();
-        let mut parts: Vec<String> = placeholders
+        let ranges: Vec<String> = placeholders
             .iter()
-            .map(|status| self.range(status, plan))
+            .map(|status| self.range(status, plan, coverage))
             .collect();
-        parts.push(self.pending(&placeholders));
+        match coverage {
+            Coverage::ExactColumn => exact_column(ranges),
+            Coverage::All => self.all(ranges, &placeholders),
+        }
+    }
+
+    /// The column is read where it is exact, and the few runs where it is not are evaluated: see
+    /// `status_indexer.pending`. While there are none, it is not called.
+    fn all(&self, ranges: Vec<String>, statuses: &[String]) -> String {
+        let pending = self.pending(statuses);
+        let runs = merged(ranges.into_iter().chain([pending]));
         format!(
             "-- api.runs_by_status
 with state as materialized (
@@ -131,17 +154,19 @@ with state as materialized (
    where not s.column_is_exact
 )
 select p.*, status_indexer.is_readable(s.valid_since) as readable,
-       (select case when pg_is_in_recovery() then status_indexer.replica_age() end) as replica_age
+       {REPLICA_AGE}, s.column_is_exact
   from state s
   left join lateral (
-select * from (({})) m order by {ORDER} limit {ROWS} offset {OFFSET}
-) p on true",
-            parts.join(")\nunion all\n(")
+{runs}
+ order by {ORDER}
+ limit {ROWS}
+offset {OFFSET}
+) p on true"
         )
     }
 
     /// One status: one ordered, limited range of the index `status_indexer_listing`.
-    fn range(&self, status: &str, plan: Plan) -> String {
+    fn range(&self, status: &str, plan: Plan, coverage: Coverage) -> String {
         // If the statistics contain a single status, a generic plan assumes that every row of the
         // flow matches and scans the flow by another index: for a rare status, the whole flow. The
         // second condition is redundant and costs an index scan nothing. But the planner assumes
@@ -150,12 +175,17 @@ select * from (({})) m order by {ORDER} limit {ROWS} offset {OFFSET}
             Plan::Generic => format!("\n   and r.run_status between {status} and {status}"),
             Plan::Custom => String::new(),
         };
+        let not_pending = match coverage {
+            Coverage::ExactColumn => "",
+            Coverage::All => {
+                "\n   and r.run_number::bigint not in (select p.run_number from pending p)"
+            }
+        };
         format!(
             "select {RUN_COLUMNS}, r.run_status
   from {TABLE} r
  where r.flow_id = {FLOW}
-   and r.run_status = {status}{narrow}
-   and r.run_number::bigint not in (select p.run_number from pending p){}
+   and r.run_status = {status}{narrow}{not_pending}{}
  order by r.ts_epoch desc, r.run_number desc
  limit {ROWS} + {OFFSET}",
             self.conditions
@@ -245,6 +275,35 @@ select * from (({})) m order by {ORDER} limit {ROWS} offset {OFFSET}
         };
         self.and(&condition);
     }
+}
+
+/// The runs by the column alone, if it is exact. The condition is a scalar query, so that the server
+/// evaluates it once, and not for each run.
+fn exact_column(ranges: Vec<String>) -> String {
+    let runs = merged(ranges);
+    format!(
+        "-- api.runs_by_status_exact_column
+with state as materialized (
+  select s.column_is_exact
+    from status_indexer.read_state s
+)
+select p.*, s.column_is_exact as readable,
+       {REPLICA_AGE}, s.column_is_exact
+  from state s
+  left join lateral (
+{runs}
+ where (select s.column_is_exact from state s)
+ order by {ORDER}
+ limit {ROWS}
+offset {OFFSET}
+) p on true"
+    )
+}
+
+/// All rows of several ordered parts.
+fn merged(parts: impl IntoIterator<Item = String>) -> String {
+    let parts: Vec<String> = parts.into_iter().collect();
+    format!("select * from (({})) m", parts.join(")\nunion all\n("))
 }
 
 fn column(field: Field) -> &'static str {

@@ -20,7 +20,7 @@ use super::budget::Share;
 use super::cursor::Cursor;
 use super::error::ApiError;
 use super::filter::Filter;
-use super::selection::Selection;
+use super::selection::{Coverage, Selection};
 use super::statement::Memory;
 use super::{Api, json, run_row};
 
@@ -165,6 +165,7 @@ async fn chunk(
             cursor: start.after,
             offset: start.offset,
             rows: i64::try_from(start.rows).expect("a chunk has at most 1,000 runs"),
+            coverage: Coverage::All,
         };
         let mut statement = selection.statement();
         statement.memory = Memory::AtMost(CHUNK);
