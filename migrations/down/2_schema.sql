@@ -1,8 +1,7 @@
 -- The indexer's own objects. Without cascade: an object that somebody else created in the schema
 -- stops it.
 drop view if exists status_indexer.runs;
-drop function if exists status_indexer.exact_runs();
-drop function if exists status_indexer.as_is(text);
+drop function if exists status_indexer.parts();
 drop function if exists status_indexer.status_now(text, bigint, bigint);
 drop function if exists status_indexer.pending(text, boolean);
 drop function if exists status_indexer.is_readable(timestamptz);

@@ -1,13 +1,15 @@
 //! Builds the statement that answers a request for runs.
 //!
-//! Values are always parameters, and the text is composed of fixed parts. Without filters other
-//! than status there are few texts in all, which sessions prepare once and plan generically.
+//! Values are always parameters, but for the three statuses, and the text is composed of fixed parts.
+//! Without filters other than status there are few texts in all, which sessions prepare once and plan
+//! generically.
 
 use tokio_postgres::types::{ToSql, Type};
 
 use super::cursor::Cursor;
 use super::filter::{Clause, Field, Filter, Kind, Operator, TagOperator, Values};
 use super::statement::{Memory, Param, Plan, RUN_COLUMNS, Statement, TABLE};
+use crate::status::Status;
 
 /// Which runs of a flow to read, and which part of them.
 #[derive(Debug)]
@@ -62,14 +64,7 @@ impl Selection<'_> {
         };
         let template = match self.filter.statuses {
             None => builder.unfiltered(),
-            Some(statuses) => {
-                let statuses: Vec<&'static str> = statuses
-                    .list()
-                    .into_iter()
-                    .map(crate::status::Status::as_str)
-                    .collect();
-                builder.by_status(&statuses, plan, self.coverage)
-            }
+            Some(statuses) => builder.by_status(&statuses.list(), self.coverage),
         };
         Statement {
             template,
@@ -119,27 +114,25 @@ offset {OFFSET}",
         )
     }
 
-    /// One ordered range of the index for each status.
-    fn by_status(&mut self, statuses: &[&'static str], plan: Plan, coverage: Coverage) -> String {
-        // No run has the empty status.
-        let statuses = if statuses.is_empty() { &[""] } else { statuses };
-        let placeholders: Vec<String> = statuses
+    /// One ordered range of an index for each status. The statuses are in the text, because the index of
+    /// a status serves only a condition that contains this status.
+    fn by_status(&self, statuses: &[Status], coverage: Coverage) -> String {
+        let mut ranges: Vec<String> = statuses
             .iter()
-            .map(|status| self.bind(*status, Type::TEXT))
+            .map(|status| self.range(&format!("r.run_status = '{status}'"), coverage))
             .collect();
-        let ranges: Vec<String> = placeholders
-            .iter()
-            .map(|status| self.range(status, plan, coverage))
-            .collect();
+        if ranges.is_empty() {
+            ranges.push(self.range("false", coverage));
+        }
         match coverage {
             Coverage::ExactColumn => exact_column(ranges),
-            Coverage::All => self.all(ranges, &placeholders),
+            Coverage::All => self.all(ranges, statuses),
         }
     }
 
     /// The column is read where it is exact, and the few runs where it is not are evaluated: see
     /// `status_indexer.pending`. While there are none, it is not called.
-    fn all(&self, ranges: Vec<String>, statuses: &[String]) -> String {
+    fn all(&self, ranges: Vec<String>, statuses: &[Status]) -> String {
         let pending = self.pending(statuses);
         let runs = merged(ranges.into_iter().chain([pending]));
         format!(
@@ -165,16 +158,8 @@ offset {OFFSET}
         )
     }
 
-    /// One status: one ordered, limited range of the index `status_indexer_listing`.
-    fn range(&self, status: &str, plan: Plan, coverage: Coverage) -> String {
-        // If the statistics contain a single status, a generic plan assumes that every row of the
-        // flow matches and scans the flow by another index: for a rare status, the whole flow. The
-        // second condition is redundant and costs an index scan nothing. But the planner assumes
-        // that a range with unknown bounds is narrow, and so prefers the index that serves it.
-        let narrow = match plan {
-            Plan::Generic => format!("\n   and r.run_status between {status} and {status}"),
-            Plan::Custom => String::new(),
-        };
+    /// The runs of one status: one ordered, limited range of the index of this status.
+    fn range(&self, condition: &str, coverage: Coverage) -> String {
         let not_pending = match coverage {
             Coverage::ExactColumn => "",
             Coverage::All => {
@@ -185,7 +170,7 @@ offset {OFFSET}
             "select {RUN_COLUMNS}, r.run_status
   from {TABLE} r
  where r.flow_id = {FLOW}
-   and r.run_status = {status}{narrow}{not_pending}{}
+   and {condition}{not_pending}{}
  order by r.ts_epoch desc, r.run_number desc
  limit {ROWS} + {OFFSET}",
             self.conditions
@@ -194,7 +179,8 @@ offset {OFFSET}
 
     /// The runs whose column is not exact, evaluated. With `offset 0` each is looked up by its key; without
     /// it a generic plan may prefer to pass the whole flow in the page's order.
-    fn pending(&self, statuses: &[String]) -> String {
+    fn pending(&self, statuses: &[Status]) -> String {
+        let statuses: Vec<&str> = statuses.iter().map(|status| status.as_str()).collect();
         format!(
             "select {RUN_COLUMNS}, e.status
   from pending p
@@ -205,10 +191,10 @@ offset {OFFSET}
           and r.run_number = p.run_number
        offset 0) r
  cross join lateral status_indexer.status_now({FLOW}, p.run_number, r.last_heartbeat_ts::bigint) e
- where e.status in ({}){}
+ where e.status = any ('{{{}}}'){}
  order by r.ts_epoch desc, r.run_number desc
  limit {ROWS} + {OFFSET}",
-            statuses.join(", "),
+            statuses.join(","),
             self.conditions
         )
     }

@@ -1,6 +1,6 @@
 //! A statement of the read API: text, values, and how it is planned.
 //!
-//! Values are always parameters. The one variable part of a text is the name of the runs' table,
+//! Values of a request are always parameters. The one variable part of a text is the name of the runs' table,
 //! which the migration quoted. Executed by [`super::reader`].
 
 use tokio_postgres::types::{ToSql, Type};

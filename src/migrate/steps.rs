@@ -169,12 +169,13 @@ pub(super) const STEPS: &[Step] = steps![
     10 Transaction "0010_trigger_functions",
     11 Triggers "0011_runs_triggers",
     12 Triggers "0012_metadata_triggers",
-    13 Index "0013_listing_index",
-    14 Index "0014_running_index",
-    15 Transaction "0015_reads",
-    16 UiIndex "0016_ui_status_index",
-    17 UiIndex "0017_ui_finished_index",
-    18 UiIndex "0018_ui_duration_index",
+    13 Index "0013_running_index",
+    14 Index "0014_completed_index",
+    15 Index "0015_failed_index",
+    16 Transaction "0016_reads",
+    17 UiIndex "0017_ui_status_index",
+    18 UiIndex "0018_ui_finished_index",
+    19 UiIndex "0019_ui_duration_index",
 ];
 
 /// The view for readers and its function, which `up` also creates by themselves.

@@ -46,15 +46,23 @@ select attname::text, format_type(atttypid, null)
             columns.join(", ")
         };
         let kept = |sql: &'static str| if keeps_finish { sql } else { "" };
-        // The casts keep the function valid after a change of a column's type.
         let values = [
-            ("columns", &*list(|name, kind| format!("r.{name}::{kind}"))),
+            ("columns", &*list(|name, _| format!("r.{name}"))),
+            (
+                "columns_of_parts",
+                // The casts keep the function valid after a change of a column's type. In the parts they
+                // would hide the columns from the planner.
+                &list(|name, kind| format!("u.{name}::{kind}")),
+            ),
             (
                 "columns_with_types",
                 &list(|name, kind| format!("{name} {kind}")),
             ),
             ("finish_type", kept(", finished_at bigint")),
-            ("finish_of_running", kept(", null::bigint")),
+            ("finish", kept(", u.finished_at")),
+            ("columns_of_view", &list(|name, _| format!("p.{name}"))),
+            ("finish_of_view", kept(", p.finished_at")),
+            ("finish_of_running", kept(", null::bigint as finished_at")),
             ("finish_stored", kept(", r.run_finished_at")),
             ("finish_evaluated", kept(", e.finished_at")),
         ];
@@ -97,7 +105,7 @@ select coalesce(array_agg(attname::text order by attnum), '{}') = $1
         let grants = self.view_grants().await?;
         let sql = format!(
             "drop view if exists status_indexer.runs;
-             drop function if exists status_indexer.exact_runs();
+             drop function if exists status_indexer.parts();
              {}{grants}",
             columns.view(&self.tables, keeps_finish)
         );

@@ -13,7 +13,7 @@ const TAKEN: [(&str, &str); 6] = [
         "has a trigger status_indexer_insert that the indexer did not create",
     ),
     (
-        "create index status_indexer_listing on runs_v3 (user_name)",
+        "create index status_indexer_failed on runs_v3 (user_name)",
         "is not the index that the indexer creates",
     ),
     (
@@ -57,7 +57,7 @@ async fn objects_that_replaced_the_indexers_survive_down() {
     succeeded(&migrate(&database, &["up"]).await);
     execute(
         &client,
-        "drop index status_indexer_listing; create index status_indexer_listing on runs_v3 (user_name);
+        "drop index status_indexer_failed; create index status_indexer_failed on runs_v3 (user_name);
          create function public.f() returns trigger language plpgsql as 'begin return null; end';
          drop trigger status_indexer_heartbeat on runs_v3;
          create trigger status_indexer_heartbeat after update on runs_v3 for each row execute function f();
@@ -66,7 +66,7 @@ async fn objects_that_replaced_the_indexers_survive_down() {
     .await;
     let message = refused(&migrate(&database, &["status"]).await, 1);
     for part in [
-        "index       status_indexer_listing: missing",
+        "index       status_indexer_failed: missing",
         "status_indexer_heartbeat on public.runs_v3: the name belongs to a trigger",
         "status_indexer_insert on public.metadata_v3: missing",
     ] {
@@ -75,7 +75,7 @@ async fn objects_that_replaced_the_indexers_survive_down() {
     refused(&migrate(&database, &["up"]).await, 1);
     succeeded(&migrate(&database, &["down"]).await);
     let kept = "select (select count(*) from pg_indexes
-                         where indexdef = 'CREATE INDEX status_indexer_listing ON public.runs_v3 USING btree (user_name)')
+                         where indexdef = 'CREATE INDEX status_indexer_failed ON public.runs_v3 USING btree (user_name)')
                      + (select count(*) from pg_trigger where tgname = 'status_indexer_heartbeat')";
     assert_eq!(number(&client, kept).await, 2);
     let left = "select count(*) from pg_trigger where tgname = 'renamed'";

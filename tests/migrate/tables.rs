@@ -72,7 +72,7 @@ async fn tables_of_any_name_are_found_indexed_and_restored() {
         let message =
             succeeded(&migrate_as(database.url(), &database, &["status"], names.env).await);
         assert!(
-            message.contains("0014_running_index          applied"),
+            message.contains("0013_running_index          applied"),
             "{message}"
         );
         check_works(&client, names.runs, names.metadata).await;

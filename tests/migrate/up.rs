@@ -34,8 +34,8 @@ async fn up_recreates_dropped_triggers_and_dropped_or_invalid_indexes() {
             true,
         ),
         (
-            "update pg_index set indisvalid = false where indexrelid = 'status_indexer_listing'::regclass",
-            "status_indexer_listing: invalid: run `status-indexer migrate up`",
+            "update pg_index set indisvalid = false where indexrelid = 'status_indexer_failed'::regclass",
+            "status_indexer_failed: invalid: run `status-indexer migrate up`",
             true,
         ),
         (
@@ -211,7 +211,7 @@ async fn status_reports_what_is_installed_by_text_and_exit_code() {
         "{message}"
     );
     assert!(
-        message.contains("0014_running_index          pending"),
+        message.contains("0013_running_index          pending"),
         "{message}"
     );
     let cutoff = [("RUN_INACTIVE_CUTOFF_TIME", "77")];
@@ -224,7 +224,7 @@ async fn status_reports_what_is_installed_by_text_and_exit_code() {
         "tables      \"public\".\"runs_v3\", \"public\".\"metadata_v3\"",
         "0001_schema                 applied 2",
         "trigger     status_indexer_insert on public.metadata_v3: enabled",
-        "index       status_indexer_listing: valid",
+        "index       status_indexer_failed: valid",
         "cutoff      77 s",
         "valid       no: the backfill has compared 0 runs and corrected 0",
     ] {

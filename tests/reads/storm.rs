@@ -38,9 +38,9 @@ const MUTATIONS: [(&str, &str, &str, &str); 3] = [
     ),
     (
         "the column is read outside the snapshot",
-        "exact_runs",
-        "'failed'::text",
-        "status_indexer.column_now(r.flow_id, r.run_number)",
+        "parts",
+        "r.run_status as status",
+        "status_indexer.column_now(r.flow_id, r.run_number) as status",
     ),
 ];
 

@@ -53,22 +53,22 @@ $$;
 -- What a read has to know of the state. `column_is_exact` is the usual case: no run is pending. A view,
 -- because the read API decides by the same conditions, without a call, whether it needs `pending`.
 create view status_indexer.read_state as
-  select c.now_secs,
+  select s.now_secs,
          s.valid_since,
          s.cutoff_secs,
          s.first_queue_id,
          s.deadlines_from_secs,
          s.deadlines_until_secs,
-         d.no_deadline,
+         s.no_deadline,
          s.valid_since is not null
-           and d.no_deadline
+           and s.no_deadline
            and not exists (select from status_indexer.queue q where q.id >= s.first_queue_id)
-           and not exists (select from status_indexer.timers t where t.due_secs <= c.now_secs)
+           and not exists (select from status_indexer.timers t where t.due_secs <= s.now_secs)
            as column_is_exact
-    from status_indexer.state s
-   cross join status_indexer.read_clock() c (now_secs)
-   cross join lateral (
-         select (c.now_secs between s.deadlines_from_secs and s.deadlines_until_secs) is true as no_deadline) d;
+    -- `offset 0`, so that the clock is computed once.
+    from (select c.*,
+                 (c.now_secs between c.deadlines_from_secs and c.deadlines_until_secs) is true as no_deadline
+            from (select s.*, status_indexer.read_clock() as now_secs from status_indexer.state s offset 0) c) s;
 
 -- The runs whose stored status is not exact in this snapshot: those with an event in the queue, and
 -- those whose deadline has passed. Usually there are none. Every other run's status is the column's.
@@ -171,14 +171,6 @@ exception when others then
     from {{runs}} r
    where r.flow_id = status_now.flow_id
      and r.run_number = status_now.run_number;
-end
-$$;
-
--- The same text, as a value that the planner does not know.
-create function status_indexer.as_is(value text) returns text
-language plpgsql stable parallel safe as $$
-begin
-  return value;
 end
 $$;
 
