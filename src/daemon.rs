@@ -154,7 +154,10 @@ impl Daemon {
         metrics: &Metrics,
         stop: &CancellationToken,
     ) {
-        let ListenerAccess { metrics: probes, api } = self.access.clone();
+        let ListenerAccess {
+            metrics: probes,
+            api,
+        } = self.access.clone();
         probes.warn_if_exposed("metrics", addresses.metrics.addr);
         if let Some(bound) = &addresses.api {
             api.warn_if_exposed("api", bound.addr);

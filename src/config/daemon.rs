@@ -107,7 +107,10 @@ impl DaemonArgs {
     /// The files that decide who may use the listener.
     #[must_use]
     pub fn access_files(&self) -> AccessFiles {
-        let pair = self.metrics_tls_cert.clone().zip(self.metrics_tls_key.clone());
+        let pair = self
+            .metrics_tls_cert
+            .clone()
+            .zip(self.metrics_tls_key.clone());
         AccessFiles {
             tls: pair,
             tokens: self.metrics_token_file.clone(),

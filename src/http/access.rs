@@ -181,12 +181,7 @@ pub async fn follow(
     }
 }
 
-fn report(
-    listener: &'static str,
-    credential: Credential,
-    refreshed: Refreshed,
-    metrics: &Metrics,
-) {
+fn report(listener: &'static str, credential: Credential, refreshed: Refreshed, metrics: &Metrics) {
     let stale = metrics
         .credentials_stale
         .with_label_values(&[listener, credential.name()]);

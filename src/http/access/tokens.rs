@@ -86,7 +86,10 @@ mod tests {
         for (text, problem) in [
             ("", "/tokens contains no token"),
             ("\n \n", "/tokens contains no token"),
-            (&format!("{ONE}\nshort-secret"), "line 2 of /tokens has less than 16"),
+            (
+                &format!("{ONE}\nshort-secret"),
+                "line 2 of /tokens has less than 16",
+            ),
             ("two words, one secret", "line 1 of /tokens is not a token"),
             ("sécret-sécret-sécret", "line 1 of /tokens is not a token"),
         ] {
