@@ -16,6 +16,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::certificate::Certificate;
@@ -116,7 +117,7 @@ impl TlsParams {
             verify_name: self.mode == TlsMode::VerifyFull,
             provider: provider.clone(),
         };
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
@@ -132,8 +133,9 @@ impl TlsParams {
                         path: key.clone(),
                         source,
                     })?;
-                builder
-                    .with_client_auth_cert(certificates("the client certificate", cert)?, key_der)?
+                let chain = certificates("the client certificate", cert)?;
+                let resolver = client_certificate(chain, key_der, &provider)?;
+                builder.with_client_cert_resolver(Arc::new(resolver))
             }
             (None, None) => builder.with_no_client_auth(),
             _ => return Err(TlsError::Pair),
@@ -195,6 +197,24 @@ impl TlsParams {
         }
         Ok(builder.build()?)
     }
+}
+
+/// A certificate with its key. rustls itself accepts no certificate of version 1, which is what
+/// `openssl x509 -req` makes of a request without extensions.
+fn client_certificate(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<SingleCertAndKey, rustls::Error> {
+    let key = provider.key_provider.load_private_key(key)?;
+    let first = chain
+        .first()
+        .ok_or(rustls::Error::NoCertificatesPresented)?;
+    let public_key = Certificate::parse(first)?.public_key()?;
+    if key.public_key().is_some_and(|own| own != public_key) {
+        return Err(rustls::InconsistentKeys::KeyMismatch.into());
+    }
+    Ok(CertifiedKey::new(chain, key).into())
 }
 
 /// Whether others could read a key, by the rule of libpq. Root's key may be readable by a group, as

@@ -293,7 +293,7 @@ select coalesce(string_agg(concat_ws(' ', application_name, query), ' '), '')
         assert!(activity.contains("status-indexer"), "{activity}");
         check_clean("pg_stat_activity", &activity);
 
-        // Its connections are lost, and the password is no longer the right one.
+        // Its connections are lost, and the server expects another password.
         let lost = "\
 alter role indexer password 'another';
 select pg_terminate_backend(pid) from pg_stat_activity where usename = 'indexer'";

@@ -67,10 +67,6 @@ select 'function', n.nspname || '.' || p.proname, 'EXECUTE with the rights of th
    and p.prosecdef
    and has_function_privilege($1, p.oid, 'EXECUTE')
  union all
-select 'others', 'all', 'language ' || l.lanname, ''
-  from pg_language l
- where not l.lanpltrusted and has_language_privilege($1, l.oid, 'USAGE')
- union all
 select 'others', 'all', 'tablespace ' || t.spcname, ''
   from pg_tablespace t
  where t.oid <> (select dattablespace from pg_database where datname = current_database())
