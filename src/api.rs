@@ -38,7 +38,8 @@ use tokio_util::sync::CancellationToken;
 pub use admission::Limits;
 pub use reader::Reader;
 
-use crate::metrics::Metrics;
+use crate::http::Access;
+use crate::metrics::{Metrics, REFUSED_TOKEN};
 use budget::Budget;
 use error::ApiError;
 
@@ -64,6 +65,7 @@ pub struct Api {
     version: HeaderValue,
     openapi: String,
     reader: OnceLock<Reader>,
+    access: Access,
     /// For the chunks of lists.
     lists: Budget,
     /// For pages.
@@ -80,14 +82,16 @@ impl Api {
     pub fn new(
         prefix: String,
         version: HeaderValue,
+        access: Access,
         metrics: Metrics,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
-            openapi: openapi::document(&prefix),
+            openapi: openapi::document(&prefix, access.needs_token()),
             prefix,
             version,
             reader: OnceLock::new(),
+            access,
             lists: Budget::new(stream::BUDGET),
             pages: Budget::new(runs::BUDGET),
             column_is_exact: AtomicBool::new(true),
@@ -130,6 +134,15 @@ impl Api {
         self.reader
             .get()
             .ok_or_else(|| ApiError::unavailable("the database has not answered yet"))
+    }
+
+    /// Whether the request has a token, if it needs one.
+    fn authorize(&self, request: &Request) -> Result<(), ApiError> {
+        self.access.check(request.headers()).map_err(|refusal| {
+            let refused = &self.metrics.http_refused_total;
+            refused.with_label_values(&["api", REFUSED_TOKEN]).inc();
+            ApiError::unauthorized(refusal)
+        })
     }
 
     /// The checks that all routes share, and the request's label in metrics. A path that is too
@@ -187,7 +200,8 @@ async fn answer(
 ) -> Response {
     let started = Instant::now();
     let (route, checked) = api.check(matched.as_ref(), &request);
-    let mut response = match checked {
+    // A client without a token learns nothing else, not even whether a path exists.
+    let mut response = match api.authorize(&request).and(checked) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };

@@ -55,10 +55,21 @@ pub struct Daemon {
     pub args: DaemonArgs,
     /// Limits and addresses of the read API.
     pub api: ApiArgs,
+    /// Who may use the listeners.
+    pub access: ListenerAccess,
     /// The configured cutoff, seconds; the leader stores its own.
     pub cutoff_secs: i64,
     /// Options of the migration before the start; none without `--migrate`.
     pub migrate: Option<migrate::Options>,
+}
+
+/// Who may use each listener; by default everybody, over plain HTTP.
+#[derive(Debug, Clone, Default)]
+pub struct ListenerAccess {
+    /// The metrics listener.
+    pub metrics: http::Access,
+    /// The read API.
+    pub api: http::Access,
 }
 
 /// Addresses that are bound, and not served yet.
@@ -107,6 +118,7 @@ impl Daemon {
             "status-indexer"
         );
         let mut stages = JoinSet::new();
+        self.spawn_access(&mut stages, &addresses, &metrics, &stop);
         let api = self.spawn_listeners(&mut stages, addresses, &metrics, &stop);
         let startup = Startup {
             connector: &self.connector,
@@ -134,6 +146,29 @@ impl Daemon {
         self.supervise(stages, &stop).await
     }
 
+    /// Follows the certificates and tokens of the listeners, if there are any.
+    fn spawn_access(
+        &self,
+        stages: &mut JoinSet<Ended>,
+        addresses: &Addresses,
+        metrics: &Metrics,
+        stop: &CancellationToken,
+    ) {
+        let ListenerAccess {
+            metrics: probes,
+            api,
+        } = self.access.clone();
+        probes.warn_if_exposed("metrics", addresses.metrics.addr);
+        if let Some(bound) = &addresses.api {
+            api.warn_if_exposed("api", bound.addr);
+        }
+        if probes.has_files() || api.has_files() {
+            let listeners = [("metrics", probes), ("api", api)];
+            let following = http::follow(listeners, metrics.clone(), stop.clone());
+            stages.spawn(stage("access", following));
+        }
+    }
+
     /// Serves both listeners from the start; until there is a reader, the API answers 503. None if
     /// the API is off.
     fn spawn_listeners(
@@ -147,12 +182,14 @@ impl Daemon {
         let database = usize::from(self.args.pool_max) + usize::from(self.api.reader_pool_max) + 1;
         let allowed = http::connections(database, self.api.max_connections.into());
         let limits = http::Limits::metrics(allowed.metrics);
-        let serving = http::serve_metrics(addresses.metrics, limits, metrics.clone(), stop.clone());
+        let bound = addresses.metrics.with_access(self.access.metrics.clone());
+        let serving = http::serve_metrics(bound, limits, metrics.clone(), stop.clone());
         stages.spawn(stage("http", serving));
-        let bound = addresses.api?;
+        let bound = addresses.api?.with_access(self.access.api.clone());
         let api = Api::new(
             self.api.path_prefix.clone(),
             self.api.service_version.clone(),
+            self.access.api.clone(),
             metrics.clone(),
             stop.clone(),
         );

@@ -13,7 +13,17 @@ fn main() -> ExitCode {
     run().code().into()
 }
 
+/// Keeps the secrets of this process to it: the system writes no core dump, and other processes of the
+/// same user can neither attach to it nor read its memory and environment. Containers of a pod may
+/// share a user and a process namespace. Tracing as root still works.
+fn protect_memory() {
+    // Where the system refuses, the process is as protected as any other.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_dumpable(false);
+}
+
 fn run() -> Exit {
+    protect_memory();
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => {

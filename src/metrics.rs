@@ -140,6 +140,12 @@ metrics! {
     http_request_duration_seconds: HistogramVec("route")[LAG_BUCKETS],
     /// HTTP connections closed because a limit on time or on their number was reached.
     http_connections_closed_total: IntCounterVec("listener", "reason"),
+    /// TLS handshakes that failed, and HTTP requests without a valid token.
+    http_refused_total: IntCounterVec("listener", "reason"),
+    /// Expiry of the certificate in use by a listener with TLS, in seconds since the epoch.
+    tls_certificate_expiry_timestamp_seconds: GaugeVec("listener"),
+    /// 1 while a changed certificate or token file cannot be used, and its previous content remains in use.
+    credentials_stale: IntGaugeVec("listener", "credential"),
 }
 
 /// A metric as declared; tests compare the documentation with it.
@@ -198,8 +204,35 @@ const LISTENERS: [&str; 2] = ["metrics", "api"];
 /// The reason of a connection that was closed in favour of a new one.
 pub(crate) const CONNECTION_LIMIT: &str = "connection_limit";
 
+/// A listener refused a client: its TLS handshake failed.
+pub(crate) const REFUSED_TLS: &str = "tls";
+
+/// A listener refused a request: it has no valid token.
+pub(crate) const REFUSED_TOKEN: &str = "token";
+
+/// What a listener reads from files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    /// Its certificate and key.
+    Certificate,
+    /// The tokens that it accepts.
+    Tokens,
+}
+
+impl Credential {
+    /// Its name in metrics and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Certificate => "certificate",
+            Self::Tokens => "tokens",
+        }
+    }
+}
+
 /// Why a listener closes a connection.
-const CLOSED: [&str; 5] = [
+const CLOSED: [&str; 6] = [
+    "handshake_timeout",
     "head_timeout",
     "idle_timeout",
     "request_timeout",
@@ -237,6 +270,16 @@ impl Metrics {
             for reason in CLOSED {
                 self.http_connections_closed_total
                     .with_label_values(&[listener, reason]);
+            }
+        }
+        for listener in LISTENERS {
+            for reason in [REFUSED_TLS, REFUSED_TOKEN] {
+                self.http_refused_total
+                    .with_label_values(&[listener, reason]);
+            }
+            for credential in [Credential::Certificate, Credential::Tokens] {
+                self.credentials_stale
+                    .with_label_values(&[listener, credential.name()]);
             }
         }
         for route in ROUTES {

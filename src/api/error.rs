@@ -3,10 +3,11 @@
 //! The body is a JSON string, as upstream's are. It never contains text from the database.
 
 use axum::http::header::{ALLOW, RETRY_AFTER};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::json;
+use crate::http::Refusal;
 
 /// The reason of an error answer.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub(super) struct ApiError {
     code: StatusCode,
     reason: String,
     retry_after: bool,
+    /// How a client authenticates.
+    challenge: Option<(HeaderName, HeaderValue)>,
 }
 
 impl ApiError {
@@ -22,6 +25,15 @@ impl ApiError {
             code,
             reason: reason.into(),
             retry_after: false,
+            challenge: None,
+        }
+    }
+
+    /// 401: the request has no valid token.
+    pub(super) fn unauthorized(refusal: Refusal) -> Self {
+        Self {
+            challenge: Some(refusal.challenge()),
+            ..Self::new(StatusCode::UNAUTHORIZED, refusal.reason())
         }
     }
 
@@ -86,6 +98,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if self.code == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        if let Some((name, value)) = self.challenge {
+            headers.insert(name, value);
         }
         if self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));

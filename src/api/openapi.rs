@@ -17,10 +17,10 @@ pub(super) async fn answer(State(api): State<Arc<Api>>) -> Response {
     super::json(api.openapi.clone())
 }
 
-/// The description as JSON.
-pub(super) fn document(prefix: &str) -> String {
+/// The description as JSON, of an API that needs a token or does not.
+pub(super) fn document(prefix: &str, needs_token: bool) -> String {
     let server = if prefix.is_empty() { "/" } else { prefix };
-    let document = json!({
+    let mut document = json!({
         "openapi": "3.0.3",
         "info": {
             "title": "status-indexer read API",
@@ -47,7 +47,20 @@ pub(super) fn document(prefix: &str) -> String {
         },
         "components": { "schemas": { "Run": run(), "Explanation": explanation() } },
     });
+    if needs_token {
+        require_token(&mut document);
+    }
     document.to_string()
+}
+
+fn require_token(document: &mut Value) {
+    document["security"] = json!([{ "token": [] }]);
+    document["components"]["securitySchemes"] =
+        json!({ "token": { "type": "http", "scheme": "bearer" } });
+    let paths = document["paths"].as_object_mut();
+    for path in paths.into_iter().flat_map(|paths| paths.values_mut()) {
+        path["get"]["responses"]["401"] = error("The request has no valid token");
+    }
 }
 
 fn runs() -> Value {

@@ -20,7 +20,13 @@ impl Server {
         let stop = CancellationToken::new();
         let metrics = Metrics::new();
         let version = HeaderValue::from_static("2.6.1");
-        let api = Api::new(prefix.to_owned(), version, metrics.clone(), stop.clone());
+        let api = Api::new(
+            prefix.to_owned(),
+            version,
+            Access::default(),
+            metrics.clone(),
+            stop.clone(),
+        );
         let bound = bind(([127, 0, 0, 1], 0).into()).await.expect("a free port");
         let addr = bound.addr;
         let limits = HttpLimits::api(64, Duration::from_secs(60), Duration::from_secs(600));

@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::ConnectionArgs;
 use crate::config::{ApiArgs, DaemonArgs};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, ListenerAccess};
 use crate::exit::{Exit, Failure};
+use crate::http::Access;
 
 /// `run`
 #[derive(Debug, clap::Args)]
@@ -37,7 +38,12 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure
         }
         None => connector.clone(),
     };
+    let access = ListenerAccess {
+        metrics: Access::load(args.daemon.access_files()).map_err(Failure::Usage)?,
+        api: Access::load(args.api.access_files()).map_err(Failure::Usage)?,
+    };
     let daemon = Daemon {
+        access,
         connector,
         reader,
         cutoff_secs: args.connection.definition.cutoff,

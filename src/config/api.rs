@@ -1,5 +1,6 @@
 //! Options of the read API.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -8,6 +9,7 @@ use clap::Args;
 
 use super::{Listen, defaults, given, listen};
 use crate::api::Limits;
+use crate::http::AccessFiles;
 
 /// The read API, and the host it reads from.
 #[derive(Debug, Clone, Args)]
@@ -23,6 +25,26 @@ pub struct ApiArgs {
         value_parser = listen::address_or_off
     )]
     pub http_listen: Listen,
+    /// Certificate of the read API, with its chain, a PEM file that is read again when it changes; makes it
+    /// HTTPS
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_HTTP_TLS_CERT",
+        value_name = "PATH",
+        requires = "http_tls_key"
+    )]
+    pub http_tls_cert: Option<PathBuf>,
+    /// Key of that certificate, a PEM file without a passphrase
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_HTTP_TLS_KEY",
+        value_name = "PATH",
+        requires = "http_tls_cert"
+    )]
+    pub http_tls_key: Option<PathBuf>,
+    /// Tokens for every request to the read API, one a line, in a file that is read again when it changes
+    #[arg(long, env = "STATUS_INDEXER_HTTP_TOKEN_FILE", value_name = "PATH")]
+    pub http_token_file: Option<PathBuf>,
     /// Maximum HTTP connections to the read API; fewer if the limit on open files requires it
     #[arg(long, env = "STATUS_INDEXER_MAX_CONNECTIONS", default_value_t = 512, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..))]
@@ -76,6 +98,16 @@ impl ApiArgs {
     #[must_use]
     pub fn defaults() -> Self {
         defaults()
+    }
+
+    /// The files that decide who may use the listener.
+    #[must_use]
+    pub fn access_files(&self) -> AccessFiles {
+        let pair = self.http_tls_cert.clone().zip(self.http_tls_key.clone());
+        AccessFiles {
+            tls: pair,
+            tokens: self.http_token_file.clone(),
+        }
     }
 
     /// The replica to read from, if there is one and it is to be used.

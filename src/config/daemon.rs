@@ -1,10 +1,12 @@
 //! Options of the daemon.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::{defaults, listen};
+use crate::http::AccessFiles;
 use crate::pg::SessionMode;
 
 /// Limits and addresses of the daemon.
@@ -21,6 +23,27 @@ pub struct DaemonArgs {
         value_parser = listen::address
     )]
     pub metrics_listen: SocketAddr,
+    /// Certificate of the metrics listener, with its chain, a PEM file that is read again when it changes; makes it
+    /// HTTPS
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_METRICS_TLS_CERT",
+        value_name = "PATH",
+        requires = "metrics_tls_key"
+    )]
+    pub metrics_tls_cert: Option<PathBuf>,
+    /// Key of that certificate, a PEM file without a passphrase
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_METRICS_TLS_KEY",
+        value_name = "PATH",
+        requires = "metrics_tls_cert"
+    )]
+    pub metrics_tls_key: Option<PathBuf>,
+    /// Tokens for /metrics and the status page, one a line, in a file that is read again when it changes;
+    /// /healthz and /readyz need none
+    #[arg(long, env = "STATUS_INDEXER_METRICS_TOKEN_FILE", value_name = "PATH")]
+    pub metrics_token_file: Option<PathBuf>,
     /// Maximum connections of the daemon's pool, in addition to the LISTEN connection
     #[arg(long, env = "STATUS_INDEXER_POOL_MAX", default_value_t = 4, value_name = "N",
           value_parser = clap::value_parser!(u8).range(2..=64))]
@@ -79,5 +102,18 @@ impl DaemonArgs {
     #[must_use]
     pub fn defaults() -> Self {
         defaults()
+    }
+
+    /// The files that decide who may use the listener.
+    #[must_use]
+    pub fn access_files(&self) -> AccessFiles {
+        let pair = self
+            .metrics_tls_cert
+            .clone()
+            .zip(self.metrics_tls_key.clone());
+        AccessFiles {
+            tls: pair,
+            tokens: self.metrics_token_file.clone(),
+        }
     }
 }

@@ -23,6 +23,10 @@ pub struct DatabaseArgs {
         global = true
     )]
     pub database_url: Option<SecretString>,
+    /// File with the connection string, read for each connection, so that it may change while the daemon
+    /// runs
+    #[arg(long, env = "DATABASE_URL_FILE", value_name = "PATH", global = true)]
+    pub database_url_file: Option<String>,
     /// Connection string, under the name that the metadata service uses
     #[arg(
         long,
@@ -121,9 +125,13 @@ impl DatabaseArgs {
 
     fn source(&self) -> anyhow::Result<ParamsSource> {
         let timeout = self.timeout()?;
-        let source = match self.dsn()? {
-            Some(dsn) => ParamsSource::dsn(dsn.clone(), timeout),
-            None => ParamsSource::parts(self.parts()?, timeout),
+        let source = match (self.dsn()?, given(self.database_url_file.as_ref())) {
+            (Some(_), Some(_)) => bail!(
+                "DATABASE_URL_FILE is set, and so is DATABASE_URL or MF_METADATA_DB_DSN: unset one"
+            ),
+            (Some(dsn), None) => ParamsSource::dsn(dsn.clone(), timeout),
+            (None, Some(path)) => ParamsSource::dsn_file(path.into(), timeout),
+            (None, None) => ParamsSource::parts(self.parts()?, timeout),
         };
         Ok(source.with_password_file(self.password_file()))
     }
@@ -274,6 +282,9 @@ mod tests {
             &["--database-url", "host=a nosuch=secret"],
             &["--database-url", "host=a sslmode=secret"],
             &["--database-url", "password=secret", "--db-pswd-file", "f"],
+            &["--database-url", "host=secret", "--database-url-file", "f"],
+            &["--db-dsn", "host=secret", "--database-url-file", "f"],
+            &["--database-url-file", "/nosuch"],
             &["--db-pswd", "secret", "--db-pswd-file", "f"],
             &["--db-port", "x"],
             &["--db-port", "0"],

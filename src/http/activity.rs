@@ -12,15 +12,17 @@ use std::time::Duration;
 use axum::body::{Body as Content, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::server::Limits;
+use super::transport::Transport;
 
 /// Which limit a connection has exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Exceeded {
+    /// The TLS handshake was not complete in time.
+    Handshake,
     /// The head of a request was not complete in time.
     Head,
     /// No further request came.
@@ -35,6 +37,7 @@ impl Exceeded {
     /// The label of the metric.
     pub(super) fn as_str(self) -> &'static str {
         match self {
+            Self::Handshake => "handshake_timeout",
             Self::Head => "head_timeout",
             Self::Idle => "idle_timeout",
             Self::Request => "request_timeout",
@@ -82,6 +85,11 @@ impl Activity {
             blocked: None,
         });
         Arc::new(Self { state, idle })
+    }
+
+    /// The handshake is complete: the time for the first request begins.
+    pub(super) fn secured(&self) {
+        self.state().since = Instant::now();
     }
 
     /// A request has arrived. Its answer is in progress until the body is dropped.
@@ -140,7 +148,7 @@ impl Activity {
         }
     }
 
-    fn wrote(&self, written: &Poll<io::Result<usize>>) {
+    fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
         let mut state = self.state();
         match written {
             Poll::Pending => {
@@ -154,7 +162,7 @@ impl Activity {
 /// A stream that records what passes through it.
 #[derive(Debug)]
 pub(super) struct Watched {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Transport,
     pub(super) activity: Arc<Activity>,
 }
 
@@ -198,10 +206,15 @@ impl AsyncWrite for Watched {
         self.stream.is_write_vectored()
     }
 
-    /// Called when nothing is left in the server's own buffer.
+    /// Called when nothing is left in the server's own buffer. TLS has one of its own, which the client
+    /// may leave full.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.activity.flushed();
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.activity.wrote(&flushed);
+        if flushed.is_ready() {
+            self.activity.flushed();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::access::Access;
+
 /// Connections that the system accepts before this process does.
 const BACKLOG: u32 = 1024;
 
@@ -20,6 +22,17 @@ pub struct Bound {
     pub(super) listener: TcpListener,
     /// Its address; with port 0, the port that the system chose.
     pub addr: SocketAddr,
+    /// Who may use it.
+    pub(super) access: Access,
+}
+
+impl Bound {
+    /// The same listener, with a certificate, with tokens, or with both.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
 }
 
 /// Binds a listener. `[::]` serves IPv4 as well, whatever the system's default; without IPv6 it is
@@ -43,7 +56,11 @@ pub async fn bind(addr: SocketAddr) -> anyhow::Result<Bound> {
     let addr = listener
         .local_addr()
         .context("a bound socket has an address")?;
-    Ok(Bound { listener, addr })
+    Ok(Bound {
+        listener,
+        addr,
+        access: Access::default(),
+    })
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {

@@ -26,9 +26,11 @@ use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::access::Access;
 use super::activity::{Activity, AnswerBody, Exceeded, Watched};
 use super::listener::Bound;
-use crate::metrics::{CONNECTION_LIMIT, Metrics};
+use super::transport::Transport;
+use crate::metrics::{CONNECTION_LIMIT, Metrics, REFUSED_TLS};
 
 /// How long open requests may take after the signal to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,7 +49,8 @@ pub struct Limits {
     pub listener: &'static str,
     /// Connections at once.
     pub connections: usize,
-    /// From a new connection, or the first byte of a further request, to the end of the head.
+    /// For a TLS handshake; and from there, from a new connection, or from the first byte of a further
+    /// request, to the end of the head.
     pub head: Duration,
     /// From one request to the next.
     pub idle: Duration,
@@ -165,13 +168,20 @@ impl Server {
         let connection = Connection {
             routes: self.routes.clone(),
             limits: self.limits,
+            access: self.bound.access.clone(),
             activity: Arc::clone(&activity),
+            metrics: self.metrics.clone(),
             stop: self.stop.clone(),
         };
         let metrics = self.metrics.clone();
         let listener = self.limits.listener;
         let task = self.tasks.spawn(async move {
-            if let Some(exceeded) = connection.serve(stream).await {
+            let ended = match connection.secure(stream).await {
+                Ok(Some(stream)) => connection.serve(stream).await,
+                Ok(None) => None,
+                Err(exceeded) => Some(exceeded),
+            };
+            if let Some(exceeded) = ended {
                 count(&metrics, listener, exceeded.as_str());
             }
         });
@@ -246,13 +256,42 @@ fn count(metrics: &Metrics, listener: &str, reason: &str) {
 struct Connection {
     routes: Router,
     limits: Limits,
+    access: Access,
     activity: Arc<Activity>,
+    metrics: Metrics,
     stop: CancellationToken,
 }
 
 impl Connection {
+    /// Makes the TLS handshake, if the listener has a certificate. None if it failed, or the server
+    /// stops.
+    async fn secure(&self, stream: TcpStream) -> Result<Option<Transport>, Exceeded> {
+        let Some(config) = self.access.tls() else {
+            return Ok(Some(Transport::Plain(stream)));
+        };
+        let handshake = timeout(self.limits.head, Transport::secure(stream, config));
+        match self.stop.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(secured))) => {
+                self.activity.secured();
+                Ok(Some(secured))
+            }
+            Some(Ok(Err(error))) => {
+                // A client that goes away, such as a probe that only connects, is not a failure.
+                if error.kind() == io::ErrorKind::InvalidData {
+                    let listener = self.limits.listener;
+                    let refused = &self.metrics.http_refused_total;
+                    refused.with_label_values(&[listener, REFUSED_TLS]).inc();
+                    tracing::debug!(listener, error = %error, "a TLS handshake failed");
+                }
+                Ok(None)
+            }
+            Some(Err(_)) => Err(Exceeded::Handshake),
+            None => Ok(None),
+        }
+    }
+
     /// Serves the connection to its end; returns the limit that ended it, if one did.
-    async fn serve(self, stream: TcpStream) -> Option<Exceeded> {
+    async fn serve(self, stream: Transport) -> Option<Exceeded> {
         let activity = &self.activity;
         let routes = TowerToHyperService::new(self.routes);
         let service = service_fn(|request: Request<Incoming>| {

@@ -13,11 +13,17 @@ use super::tables::Tables;
 use crate::pg::{quote_ident, quote_literal};
 
 /// Privileges on the indexer's own objects and its column; dropping these revokes them. Each object
-/// is named, because a write to the view would write to upstream's table as the view's owner.
+/// is named, because a write to the view would write to upstream's table as the view's owner. The other
+/// columns of the state describe the installation, which only the owner changes.
 const GRANT_OWN: &str = "\
 -- migrate.grant_own
 grant select, insert, update, delete on status_indexer.queue, status_indexer.timers to {{role}};
-grant select, update on status_indexer.state to {{role}};
+grant select on status_indexer.state to {{role}};
+revoke update on status_indexer.state from {{role}};
+grant update (cutoff_secs, generation, valid_since, scan_flow_id, scan_run_number, scan_started_at,
+              scan_compared, scan_corrected, deadlines_from_secs, deadlines_until_secs,
+              first_queue_id, read_bounds_version)
+   on status_indexer.state to {{role}};
 grant select on status_indexer.schema_history, status_indexer.read_state, status_indexer.runs to {{role}};
 grant select on sequence status_indexer.queue_id_seq to {{role}};
 grant select, update on sequence status_indexer.notify_suppressed_until, status_indexer.leader_heartbeat to {{role}};

@@ -8,16 +8,19 @@
 mod handshake;
 mod verifier;
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 
-use verifier::{Chain, Verifier};
+use super::certificate::Certificate;
+use verifier::{Chain, Current, Verifier};
 
 pub(crate) use handshake::{HandshakeError, Tls};
 
@@ -73,6 +76,13 @@ pub enum TlsError {
         #[source]
         source: rustls::pki_types::pem::Error,
     },
+    /// The key of the client certificate could be read by others.
+    #[error(
+        "the client key {} is accessible to group or others: its permissions must be 0600 or less, or \
+         0640 or less if root owns it",
+        .0.display()
+    )]
+    KeyPermissions(PathBuf),
     /// A client certificate without its key, or a key without its certificate.
     #[error("a client certificate needs both sslcert and sslkey")]
     Pair,
@@ -107,21 +117,25 @@ impl TlsParams {
             verify_name: self.mode == TlsMode::VerifyFull,
             provider: provider.clone(),
         };
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match (&self.cert_path, &self.key_path) {
             _ if self.mode == TlsMode::Disable => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => {
+                if is_exposed(key) {
+                    return Err(TlsError::KeyPermissions(key.clone()));
+                }
                 let key_der =
                     PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::File {
                         what: "the client key",
                         path: key.clone(),
                         source,
                     })?;
-                builder
-                    .with_client_auth_cert(certificates("the client certificate", cert)?, key_der)?
+                let chain = certificates("the client certificate", cert)?;
+                let resolver = client_certificate(chain, key_der, &provider)?;
+                builder.with_client_cert_resolver(Arc::new(resolver))
             }
             (None, None) => builder.with_no_client_auth(),
             _ => return Err(TlsError::Pair),
@@ -141,6 +155,32 @@ impl TlsParams {
             (None, TlsMode::VerifyCa | TlsMode::VerifyFull) => SYSTEM_ROOTS.clone(),
             (None, _) => return Ok(None),
         };
+        let now = UnixTime::now();
+        let current: Vec<_> = roots
+            .iter()
+            .filter(|root| {
+                !Certificate::parse(root).is_ok_and(|root| root.verify_time(now).is_err())
+            })
+            .cloned()
+            .collect();
+        let all_current = current.len() == roots.len();
+        Ok(Some(Chain {
+            webpki: self.webpki(&roots, provider)?,
+            current: match current.as_slice() {
+                _ if all_current => Current::All,
+                [] => Current::None,
+                current => Current::Some(self.webpki(current, provider)?),
+            },
+            roots,
+            revocation: self.crl_path.is_some(),
+        }))
+    }
+
+    fn webpki(
+        &self,
+        roots: &[CertificateDer<'static>],
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(roots.iter().cloned());
         let mut builder =
@@ -155,12 +195,37 @@ impl TlsParams {
                 })?;
             builder = builder.with_crls(lists);
         }
-        Ok(Some(Chain {
-            webpki: builder.build()?,
-            roots,
-            revocation: self.crl_path.is_some(),
-        }))
+        Ok(builder.build()?)
     }
+}
+
+/// A certificate with its key. rustls itself accepts no certificate of version 1, which is what
+/// `openssl x509 -req` makes of a request without extensions.
+fn client_certificate(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<SingleCertAndKey, rustls::Error> {
+    let key = provider.key_provider.load_private_key(key)?;
+    let first = chain
+        .first()
+        .ok_or(rustls::Error::NoCertificatesPresented)?;
+    let public_key = Certificate::parse(first)?.public_key()?;
+    if key.public_key().is_some_and(|own| own != public_key) {
+        return Err(rustls::InconsistentKeys::KeyMismatch.into());
+    }
+    Ok(CertifiedKey::new(chain, key).into())
+}
+
+/// Whether others could read a key, by the rule of libpq. Root's key may be readable by a group, as
+/// Kubernetes mounts a Secret for a group.
+fn is_exposed(key: &Path) -> bool {
+    let Ok(metadata) = std::fs::metadata(key) else {
+        // Reading it reports the reason.
+        return false;
+    };
+    let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    metadata.is_file() && metadata.mode() & forbidden != 0
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -1,5 +1,6 @@
 //! The read API over HTTP, on a real database.
 
+pub(crate) mod access;
 mod contract;
 mod exact;
 mod hostile;

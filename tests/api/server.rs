@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use serde_json::Value;
 use status_indexer::api::{Api, Limits, Reader};
+use status_indexer::http::Access;
 use status_indexer::metrics::Metrics;
 use status_indexer::migrate::{self, TableNames};
 use status_indexer::pg::{Connector, SessionMode};
@@ -115,7 +116,13 @@ impl ApiServer {
         let stop = CancellationToken::new();
         let metrics = Metrics::new();
         let version = HeaderValue::from_static("2.6.1");
-        let api = Api::new(String::new(), version, metrics.clone(), stop.clone());
+        let api = Api::new(
+            String::new(),
+            version,
+            Access::default(),
+            metrics.clone(),
+            stop.clone(),
+        );
         api.open(Reader::new(
             &connector,
             mode,

@@ -5,6 +5,7 @@ mod cli;
 mod environment;
 mod explain;
 mod operator;
+mod secrets;
 mod tls;
 mod verify;
 mod verify_standby;

@@ -294,6 +294,28 @@ async fn certificates_are_accepted_and_refused_as_by_psql() {
     .await;
     all.openssl("x509 -req -in expired.csr -signkey expired.key -days -1 -extfile authority -out expired.crt")
         .await;
+    // Of an authority, and by an authority that has expired.
+    for (name, ca, days) in [
+        ("expired_signed", "ca", -1),
+        ("expired_authority", "old", 2),
+    ] {
+        if ca == "old" {
+            all.openssl("req -newkey rsa:2048 -nodes -keyout old.key -out old.csr -subj /CN=old")
+                .await;
+            all.openssl(
+                "x509 -req -in old.csr -signkey old.key -days -1 -extfile authority -out old.crt",
+            )
+            .await;
+        }
+        all.openssl(&format!(
+            "req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN=localhost"
+        ))
+        .await;
+        all.openssl(&format!(
+            "x509 -req -in {name}.csr -CA {ca}.crt -CAkey {ca}.key -CAcreateserial -days {days} -extfile san -out {name}.crt"
+        ))
+        .await;
+    }
     let server = start().await;
     let mut failures = Vec::new();
     for (name, root) in [
@@ -308,6 +330,8 @@ async fn certificates_are_accepted_and_refused_as_by_psql() {
         ("other_san", "other_san"),
         ("ip", "ip"),
         ("expired", "expired"),
+        ("expired_signed", "ca"),
+        ("expired_authority", "old"),
     ] {
         all.install(&server, name).await;
         let root = all.path(&format!("{root}.crt"));
@@ -354,6 +378,170 @@ async fn a_refused_certificate_says_what_to_change() {
         assert_eq!(outcome, None);
         assert!(text.contains(advice), "{text}");
         assert!(!text.contains("CaUsedAsEndEntity"), "{text}");
+    }
+    server.stop().await.expect("it stops");
+}
+
+/// An authority, and certificates of clients that it signed or did not sign.
+async fn client_certificates() -> Certificates {
+    let all = Certificates::new();
+    for args in [
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=authority",
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout s.key -out s.crt -subj /CN=localhost",
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout stranger.key -out stranger.crt -subj /CN=app",
+    ] {
+        all.openssl(args).await;
+    }
+    for (name, subject, days) in [
+        ("app", "app", 2),
+        ("other", "other", 2),
+        ("expired", "app", -1),
+    ] {
+        all.openssl(&format!(
+            "req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={subject}"
+        ))
+        .await;
+        all.openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days {days} -out {name}.crt"
+        ))
+        .await;
+    }
+    all.openssl("rsa -aes256 -passout pass:x -in app.key -out locked.key")
+        .await;
+    for (copy, mode) in [("open", 0o644), ("group", 0o640)] {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = all.path(&format!("{copy}.key"));
+        std::fs::copy(all.path("app.key"), &path).expect("openssl wrote it");
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&path, permissions).expect("our own file");
+    }
+    all
+}
+
+#[tokio::test]
+async fn client_certificates_and_keys_are_used_as_by_psql() {
+    let all = client_certificates().await;
+    let server = start().await;
+    execute(
+        &server,
+        &["create role app login", "create role other login"],
+    )
+    .await;
+    set_rules(
+        &server,
+        "hostssl all app all cert\nhostssl all other all trust clientcert=verify-ca\n\
+         host all postgres all trust\nlocal all all trust\n",
+    )
+    .await;
+    let root = std::fs::read(all.path("ca.crt")).expect("openssl wrote it");
+    super::server::install(&server, "root.crt", &root);
+    server
+        .configure(&[("ssl_ca_file", "root.crt")])
+        .expect("its file is ours");
+    all.install(&server, "s").await;
+    let path = |name: &str| all.path(name).display().to_string();
+    let mut dsns = Vec::new();
+    for user in ["app", "other"] {
+        for mode in ["disable", "prefer", "verify-full"] {
+            let base = format!(
+                "host=localhost port={} dbname=postgres user={user} sslmode={mode} sslrootcert={}",
+                server.port(),
+                path("s.crt")
+            );
+            dsns.push(base.clone());
+            for (cert, key) in [
+                ("app.crt", "app.key"),
+                ("other.crt", "other.key"),
+                ("stranger.crt", "stranger.key"),
+                ("expired.crt", "expired.key"),
+                ("app.crt", "other.key"),
+                ("app.crt", "locked.key"),
+                ("app.crt", "open.key"),
+                ("app.crt", "group.key"),
+                ("app.crt", "nosuch"),
+                ("app.key", "app.key"),
+            ] {
+                dsns.push(format!(
+                    "{base} sslcert={} sslkey={}",
+                    path(cert),
+                    path(key)
+                ));
+            }
+            dsns.push(format!("{base} sslcert={}", path("app.crt")));
+        }
+    }
+    compare(&dsns).await;
+    server.stop().await.expect("it stops");
+}
+
+/// The major version of `psql`, which is that of its libpq.
+async fn psql_version() -> u32 {
+    let output = tokio::process::Command::new("psql")
+        .arg("--version")
+        .output()
+        .await;
+    let text = output.expect("psql is installed").stdout;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let number = text.split([' ', '.']).find_map(|word| word.parse().ok());
+    number.expect("psql prints its version")
+}
+
+#[tokio::test]
+async fn the_authorities_of_the_system_verify_the_host_name_as_by_psql() {
+    let all = Certificates::new();
+    all.openssl(
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=authority",
+    )
+    .await;
+    let extensions = "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n";
+    std::fs::write(all.path("extensions"), extensions).expect("our own directory");
+    all.openssl("req -newkey rsa:2048 -nodes -keyout s.key -out s.csr -subj /CN=localhost")
+        .await;
+    all.openssl(
+        "x509 -req -in s.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out s.crt",
+    )
+    .await;
+    let server = start().await;
+    all.install(&server, "s").await;
+    let has_system = psql_version().await >= 16;
+    if !has_system {
+        testkit::requirement::left_out("the comparison needs psql 16 or later: sslrootcert=system");
+    }
+    let authority = all.path("ca.crt").display().to_string();
+    for (host, mode, trusted, connects) in [
+        ("localhost", "", true, true),
+        ("localhost", "sslmode=verify-full", true, true),
+        ("localhost", "sslmode=verify-full", false, false),
+        ("127.0.0.1", "sslmode=verify-full", true, false),
+        // Any authority of the system would do for any host.
+        ("localhost", "sslmode=verify-ca", true, false),
+        ("localhost", "sslmode=require", true, false),
+    ] {
+        let dsn = format!(
+            "host={host} port={} user=postgres dbname=postgres sslrootcert=system {mode}",
+            server.port()
+        );
+        // The system's authorities are read once by a process, so each case has a process of its own.
+        let mut ours = testkit::product::command();
+        ours.args(["migrate", "status"]).env("DATABASE_URL", &dsn);
+        let mut theirs = tokio::process::Command::new("psql");
+        theirs.args(["-X", "-w", "-d", &dsn, "-c", ENCRYPTED]);
+        if trusted {
+            ours.env("SSL_CERT_FILE", &authority);
+            theirs.env("SSL_CERT_FILE", &authority);
+        }
+        let output = ours.output().await.expect("the binary can be executed");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        // Connected, it finds no tables.
+        assert_eq!(
+            text.contains("runs_v3 does not exist"),
+            connects,
+            "{dsn}: {text}"
+        );
+        if has_system {
+            let output = theirs.output().await.expect("psql is installed");
+            assert_eq!(output.status.success(), connects, "{dsn}: {output:?}");
+        }
     }
     server.stop().await.expect("it stops");
 }

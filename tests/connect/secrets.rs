@@ -61,14 +61,21 @@ async fn a_password_from_a_file_may_change_while_the_daemon_runs() {
     let file = directory.path().join("password");
     let path = file.to_str().expect("a path of ASCII");
     let url = database.url().replace("postgres@", "indexer@");
-    let passfile = format!("{url}?passfile={path}");
-    for (url, variable, line) in [
-        (&url, "MF_METADATA_DB_PSWD_FILE", ""),
-        // The password file of libpq.
-        (&passfile, "UNUSED", "*:*:*:*:"),
+    let (passfile, service) = (
+        format!("{url}?passfile={path}"),
+        format!("{url}?service=s&servicefile={path}"),
+    );
+    let dsn = database.url().replace("postgres@", "indexer:PASSWORD@");
+    for (url, variable, content) in [
+        (url.as_str(), "MF_METADATA_DB_PSWD_FILE", "PASSWORD"),
+        // The password file and the service file of libpq.
+        (&passfile, "UNUSED", "*:*:*:*:PASSWORD"),
+        (&service, "UNUSED", "[s]\npassword=PASSWORD"),
+        ("", "DATABASE_URL_FILE", &dsn),
     ] {
         let write = |password: &str| {
-            fs::write(&file, format!("{line}{password}\n")).expect("writable");
+            let content = content.replace("PASSWORD", password);
+            fs::write(&file, content + "\n").expect("writable");
             let permissions = fs::Permissions::from_mode(0o600);
             fs::set_permissions(&file, permissions).expect("it is ours");
         };
@@ -79,6 +86,8 @@ async fn a_password_from_a_file_may_change_while_the_daemon_runs() {
         let (writer, run) = set_up_run(&database).await;
         change_password(&database, "new").await;
         logged(&daemon, "password authentication failed").await;
+        // A session that was just beginning may have outlived the first change.
+        change_password(&database, "new").await;
         writer
             .attempt_ok("F", run, "True", writer.now_ms().await)
             .await;

@@ -7,4 +7,5 @@ mod manifests;
 mod nginx;
 mod plugin;
 mod prometheus;
+mod prometheus_tls;
 mod ui;

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::docs::{path, text};
 use testkit::daemon::Launch;
@@ -17,11 +17,11 @@ use testkit::wait::eventually_eq;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-const STATIC: &str = "deploy/prometheus/scrape.yml";
+pub(super) const STATIC: &str = "deploy/prometheus/scrape.yml";
 const KUBERNETES: &str = "deploy/prometheus/scrape-kubernetes.yml";
 
 /// Whether the machine has the program; `.ci/setup test` brings it.
-fn there(program: &str) -> bool {
+pub(super) fn there(program: &str) -> bool {
     let answer = std::process::Command::new(program)
         .arg("--version")
         .stdout(Stdio::null())
@@ -34,7 +34,7 @@ fn there(program: &str) -> bool {
 }
 
 /// A configuration with other targets, as JSON, which is YAML.
-fn configuration(name: &str, target: &str, interval: &str) -> Value {
+pub(super) fn configuration(name: &str, target: &str, interval: &str) -> Value {
     let mut config: Value = serde_saphyr::from_str(&text(name)).expect("it is YAML");
     let job = config["scrape_configs"][0]
         .as_object_mut()
@@ -88,28 +88,9 @@ async fn prometheus_scrapes_a_daemon_by_the_scrape_configuration() {
     let database = Database::fresh().await;
     let daemon = Launch::on(&database).start().await;
     let directory = tempfile::tempdir().expect("a directory of our own");
-    let file = directory.path().join("prometheus.yml");
     let target = daemon.address().await.to_string();
-    let config = configuration(STATIC, &target, "1s").to_string();
-    std::fs::write(&file, config).expect("the directory is ours");
-
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port();
-    let _prometheus = Command::new("prometheus")
-        .arg(format!("--config.file={}", file.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            directory.path().join("data").display()
-        ))
-        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("it was there a moment ago");
-
+    let config = configuration(STATIC, &target, "1s");
+    let (_prometheus, port) = start(directory.path(), &config);
     for query in [
         r#"up{job="status-indexer"}"#,
         r#"status_indexer_valid{job="status-indexer"}"#,
@@ -123,8 +104,31 @@ async fn prometheus_scrapes_a_daemon_by_the_scrape_configuration() {
     }
 }
 
+/// Starts Prometheus in a directory; the process, and the port that answers queries.
+pub(super) fn start(directory: &Path, config: &Value) -> (Child, u16) {
+    let file = directory.join("prometheus.yml");
+    std::fs::write(&file, config.to_string()).expect("the directory is ours");
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port();
+    let prometheus = Command::new("prometheus")
+        .arg(format!("--config.file={}", file.display()))
+        .arg(format!(
+            "--storage.tsdb.path={}",
+            directory.join("data").display()
+        ))
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it was there a moment ago");
+    (prometheus, port)
+}
+
 /// The value of a query that has one series.
-async fn ask(port: u16, query: &str) -> Option<String> {
+pub(super) async fn ask(port: u16, query: &str) -> Option<String> {
     let client = reqwest::Client::builder()
         .no_proxy()
         .timeout(Duration::from_secs(2))

@@ -7,7 +7,7 @@
 mod commands;
 mod language;
 mod links;
-mod tables;
+pub(crate) mod tables;
 mod versions;
 
 use std::path::{Path, PathBuf};

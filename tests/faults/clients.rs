@@ -2,16 +2,21 @@
 //! indexer.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
+use crate::api::access::{Curl, certificates};
 use testkit::daemon::{Daemon, Launch};
 use testkit::database::Database;
 use testkit::drift::eventually_status;
+use testkit::requirement::left_out;
 use testkit::wait::{eventually, eventually_eq, within};
+use testkit::writer::Writer;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -35,6 +40,43 @@ async fn connections(address: SocketAddr, count: usize) -> Vec<TcpStream> {
         streams.push(TcpStream::connect(address).await.expect("it listens"));
     }
     streams
+}
+
+/// How many silent connections a test opens: 10,000, if this machine allows as many.
+fn ten_thousand() -> usize {
+    const WANTED: u64 = 10_000;
+    // The other tests of this process need some as well.
+    const RESERVED: u64 = 3_000;
+    raise_open_files();
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit can be read");
+    let count = WANTED.min(limit.saturating_sub(RESERVED));
+    if count < WANTED {
+        left_out(&format!(
+            "the hard limit on open files is {limit}: {count} silent connections instead of {WANTED}"
+        ));
+    }
+    usize::try_from(count).expect("a small number")
+}
+
+/// Opens connections to an address, several at a time, and keeps those that the other side closes.
+async fn many(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    const AT_ONCE: usize = 8;
+    let mut opening = JoinSet::new();
+    for part in 0..AT_ONCE {
+        let size = (count + part) / AT_ONCE;
+        opening.spawn(async move { connections(address, size).await });
+    }
+    opening.join_all().await.into_iter().flatten().collect()
+}
+
+/// Events that are written while the connections are open: each status follows.
+async fn statuses_follow(writer: &Writer, runs: usize) {
+    for _ in 0..runs {
+        let now = writer.now_ms().await;
+        let run = writer.insert_run("F", Some(now / 1000)).await;
+        writer.attempt_ok("F", run, "True", now).await;
+        eventually_status(writer, "F", run, "completed").await;
+    }
 }
 
 async fn closed(daemon: &Daemon, listener: &str, reason: &str) -> Option<f64> {
@@ -140,5 +182,50 @@ async fn clients_that_do_not_read_long_lists_take_little_memory_and_are_disconne
         println!("peak: {peak} MiB");
         assert!(peak < 100, "peak: {peak} MiB");
     }
+    assert!(daemon.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_listeners_survive_ten_thousand_silent_connections() {
+    let count = ten_thousand();
+    let all = certificates(&["one"]).await;
+    let path = |name: &str| all.path(name).display().to_string();
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    writer.insert_flow("F").await;
+    // One listener with TLS, whose handshakes the clients never begin, and one without.
+    let daemon = Launch::on(&database)
+        .env("STATUS_INDEXER_HTTP_TLS_CERT", &path("one.crt"))
+        .env("STATUS_INDEXER_HTTP_TLS_KEY", &path("one.key"))
+        .start()
+        .await;
+    let open_files = async || daemon.metric("process_open_fds").await.unwrap_or(0.0);
+    statuses_follow(&writer, 1).await;
+    let before = open_files().await;
+    let probe = async || matches!(daemon.get("/healthz").await, Some((200, _)));
+    let curl = Curl {
+        addr: daemon.api().await,
+        authority: Some(PathBuf::from(path("one-ca.crt"))),
+    };
+    let read = async || curl.code("/flows/F/runs?_limit=1", None).await == 200;
+
+    for (listener, address) in [("api", curl.addr), ("metrics", daemon.address().await)] {
+        let opening = within(TIMEOUT, "all are connected", many(address, count));
+        let (silent, ()) = tokio::join!(opening, statuses_follow(&writer, 5));
+        assert_eq!(silent.len(), count);
+        statuses_follow(&writer, 5).await;
+        eventually(TIMEOUT, "a probe is answered", probe).await;
+        eventually(TIMEOUT, "a reader is answered", read).await;
+        let replaced = closed(&daemon, listener, "connection_limit").await;
+        println!("{listener}: {count} silent connections, {replaced:?} replaced by later ones");
+        assert!(replaced > Some(1_000.0), "{replaced:?}");
+        drop(silent);
+        eventually(TIMEOUT, "the descriptors are free again", async || {
+            // The connections to the database come and go.
+            open_files().await <= before + 12.0
+        })
+        .await;
+    }
+    statuses_follow(&writer, 1).await;
     assert!(daemon.terminate().await.success());
 }

@@ -8,6 +8,7 @@ mod concurrency;
 mod down;
 mod dumps;
 mod interruptions;
+mod least_privilege;
 mod names;
 mod ownership;
 mod privileges;

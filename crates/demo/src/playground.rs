@@ -13,7 +13,7 @@ use tokio_postgres::{Config, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use status_indexer::config::{ApiArgs, DaemonArgs, Listen};
-use status_indexer::daemon::Daemon;
+use status_indexer::daemon::{Daemon, ListenerAccess};
 use status_indexer::migrate::{self, TableNames};
 use status_indexer::pg::{Connector, SessionProfile};
 use status_indexer::status::RunKey;
@@ -121,6 +121,7 @@ impl Playground {
                 reconcile_interval: RECONCILE_SECS,
                 ..DaemonArgs::defaults()
             },
+            access: ListenerAccess::default(),
             cutoff_secs: self.cutoff_secs(),
             migrate: None,
         })

@@ -22,6 +22,7 @@ const NAME: &str = "status-indexer";
 const FOREIGN_PREFIXES: &[&str] = &["MF_METADATA_DB_", "DB_TABLE_NAME_", "STATUS_INDEXER_", "PG"];
 const FOREIGN_NAMES: &[&str] = &[
     "DATABASE_URL",
+    "DATABASE_URL_FILE",
     "DB_SCHEMA_NAME",
     "RUN_INACTIVE_CUTOFF_TIME",
     "USE_SEPARATE_READER_POOL",

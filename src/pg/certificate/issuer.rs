@@ -38,7 +38,8 @@ impl Certificate<'_> {
         Err(Problem::NotIssuedByRoot.into())
     }
 
-    fn verify_time(&self, now: UnixTime) -> Result<(), rustls::Error> {
+    /// Whether it is valid now: neither expired nor of the future.
+    pub(crate) fn verify_time(&self, now: UnixTime) -> Result<(), rustls::Error> {
         let validity = &self.fields().validity;
         if now.as_secs() < validity.not_before.to_unix_duration().as_secs() {
             return Err(CertificateError::NotValidYet.into());

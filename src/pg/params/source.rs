@@ -30,6 +30,8 @@ pub struct ParamsSource {
 enum Base {
     /// A connection string; the environment fills in what it leaves out, as for libpq.
     Dsn(SecretString),
+    /// A file with a connection string.
+    DsnFile(PathBuf),
     /// Parts, used unchanged: a password may contain any character.
     Parts(Vec<(&'static str, SecretString)>),
 }
@@ -47,6 +49,12 @@ impl ParamsSource {
     #[must_use]
     pub fn dsn(dsn: SecretString, default_limit: Duration) -> Self {
         Self::new(Base::Dsn(dsn), default_limit)
+    }
+
+    /// A file with a connection string, read for each connection.
+    #[must_use]
+    pub fn dsn_file(path: PathBuf, default_limit: Duration) -> Self {
+        Self::new(Base::DsnFile(path), default_limit)
     }
 
     /// Parameters under their names in libpq.
@@ -85,11 +93,8 @@ impl ParamsSource {
     /// If they cannot be used.
     pub(crate) fn resolve(&self, env: Env<'_>) -> Result<Params, ParamsError> {
         let mut values = match &self.base {
-            Base::Dsn(dsn) => {
-                let values = Values::new(dsn::parse(dsn.expose_secret())?)?;
-                self.check_one_password(&values)?;
-                values.with_defaults(env)?
-            }
+            Base::Dsn(dsn) => self.of_dsn(dsn, env)?,
+            Base::DsnFile(path) => self.of_dsn(&read_dsn(path)?, env)?,
             Base::Parts(parts) => {
                 let pairs = parts
                     .iter()
@@ -107,6 +112,12 @@ impl ParamsSource {
             params.connect_timeout = Some(Limit::After(self.default_limit));
         }
         Ok(params)
+    }
+
+    fn of_dsn(&self, dsn: &SecretString, env: Env<'_>) -> Result<Values, ParamsError> {
+        let values = Values::new(dsn::parse(dsn.expose_secret())?)?;
+        self.check_one_password(&values)?;
+        values.with_defaults(env)
     }
 
     fn check_one_password(&self, values: &Values) -> Result<(), ParamsError> {
@@ -163,12 +174,30 @@ fn find_in_passfile(path: &Path, params: &Params, target: &Target) -> Option<Sec
     passfile::find(path, &key)
 }
 
-fn read_password(path: &Path) -> Result<SecretString, ParamsError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ParamsError::File {
-        problem: "cannot read the password from".to_owned(),
+fn read_dsn(path: &Path) -> Result<SecretString, ParamsError> {
+    let text = read(path, "the connection string")?;
+    let dsn = text.trim();
+    if dsn.is_empty() {
+        // An empty string would mean the server and the role of the environment.
+        return Err(ParamsError::File {
+            problem: "there is no connection string in".to_owned(),
+            path: path.to_owned(),
+            source: None,
+        });
+    }
+    Ok(dsn.into())
+}
+
+fn read(path: &Path, what: &str) -> Result<String, ParamsError> {
+    std::fs::read_to_string(path).map_err(|source| ParamsError::File {
+        problem: format!("cannot read {what} from"),
         path: path.to_owned(),
         source: Some(source),
-    })?;
+    })
+}
+
+fn read_password(path: &Path) -> Result<SecretString, ParamsError> {
+    let text = read(path, "the password")?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(text.strip_suffix('\r').unwrap_or(text).into())
 }
@@ -252,6 +281,24 @@ mod tests {
             text.contains("give only one") && !text.contains("secret"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_connection_string_from_a_file_is_read_anew() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("dsn");
+        let source = ParamsSource::dsn_file(file.clone(), LIMIT);
+        assert!(source.resolve(&|_| None).is_err());
+        for user in ["one", "two"] {
+            let content = format!("\n postgresql://{user}@h/d \n");
+            fs::write(&file, content).expect("writable");
+            assert_eq!(source.resolve(&|_| None).expect("valid").user, user);
+        }
+        for bad in [" \n", "postgresql://u:secret@h:port/d", "host=h secret"] {
+            fs::write(&file, bad).expect("writable");
+            let error = source.resolve(&|_| None).expect_err(bad).to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

@@ -13,10 +13,20 @@ use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 
 use crate::pg::certificate::{self, Certificate, Problem};
 
+/// Which of the trusted certificates are valid now. webpki does not check it: it takes them for names and
+/// keys.
+#[derive(Debug)]
+pub(super) enum Current {
+    All,
+    Some(Arc<WebPkiServerVerifier>),
+    None,
+}
+
 /// The trusted certificates.
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) webpki: Arc<WebPkiServerVerifier>,
+    pub(super) current: Current,
     pub(super) roots: Vec<CertificateDer<'static>>,
     /// Whether revocation is checked.
     pub(super) revocation: bool,
@@ -48,17 +58,25 @@ impl Chain {
         {
             return parsed.verify_issued_by(&self.roots, provider, now);
         }
-        match self
-            .webpki
-            .verify_server_cert(end_entity, intermediates, server_name, &[], now)
-        {
-            // The chain is verified before the name.
-            Ok(_)
-            | Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(()),
-            Err(error) => Err(error),
-        }
+        let verify = |webpki: &WebPkiServerVerifier| {
+            match webpki.verify_server_cert(end_entity, intermediates, server_name, &[], now) {
+                // The chain is verified before the name.
+                Ok(_)
+                | Err(rustls::Error::InvalidCertificate(
+                    CertificateError::NotValidForName
+                    | CertificateError::NotValidForNameContext { .. },
+                )) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        verify(&self.webpki)?;
+        let without_expired = match &self.current {
+            Current::All => Ok(()),
+            Current::Some(webpki) => verify(webpki),
+            Current::None => Err(CertificateError::UnknownIssuer.into()),
+        };
+        // Only its authority, which has expired, signed it.
+        without_expired.map_err(|_| CertificateError::Expired.into())
     }
 }
 
