@@ -39,7 +39,7 @@ pub use reader::Reader;
 
 use crate::metrics::Metrics;
 use budget::Budget;
-use error::ApiError;
+use error::{ApiError, LimitReached};
 
 /// The header from which the Metaflow client determines what the service supports.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("metadata_service_version");
@@ -194,6 +194,12 @@ async fn answer(
         .http_requests_total
         .with_label_values(&[route, response.status().as_str()])
         .inc();
+    if let Some(LimitReached(limit)) = response.extensions().get() {
+        api.metrics
+            .http_requests_rejected_total
+            .with_label_values(&[limit])
+            .inc();
+    }
     api.metrics
         .http_request_duration_seconds
         .with_label_values(&[route])

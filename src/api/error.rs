@@ -7,21 +7,27 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::json;
+use crate::metrics::{MEMORY_LIMIT, READS_LIMIT};
 
 /// The reason of an error answer.
 #[derive(Debug)]
 pub(super) struct ApiError {
     code: StatusCode,
     reason: String,
-    retry_after: bool,
+    /// The limit that was reached, if the same request may succeed in a moment.
+    limit: Option<LimitReached>,
 }
+
+/// The limit that an answer with the code 503 is due to, as its label in metrics.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LimitReached(pub(super) &'static str);
 
 impl ApiError {
     fn new(code: StatusCode, reason: impl Into<String>) -> Self {
         Self {
             code,
             reason: reason.into(),
-            retry_after: false,
+            limit: None,
         }
     }
 
@@ -63,17 +69,23 @@ impl ApiError {
 
     /// 503 with `Retry-After`: the limit on concurrent reads is reached.
     pub(super) fn busy() -> Self {
-        Self::retry("too many requests are waiting for the database")
+        Self::retry(
+            READS_LIMIT,
+            "too many requests are waiting for the database",
+        )
     }
 
     /// 503 with `Retry-After`: other answers, whose clients are perhaps slow, take all the memory.
     pub(super) fn slow_clients() -> Self {
-        Self::retry("other answers take all the memory that there is for them")
+        Self::retry(
+            MEMORY_LIMIT,
+            "other answers take all the memory that there is for them",
+        )
     }
 
-    fn retry(reason: &str) -> Self {
+    fn retry(limit: &'static str, reason: &str) -> Self {
         Self {
-            retry_after: true,
+            limit: Some(LimitReached(limit)),
             ..Self::unavailable(reason)
         }
     }
@@ -87,8 +99,9 @@ impl IntoResponse for ApiError {
         if self.code == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET"));
         }
-        if self.retry_after {
+        if let Some(limit) = self.limit {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response.extensions_mut().insert(limit);
         }
         response
     }
