@@ -3,8 +3,12 @@
 //! Promises that manifests, configurations and the plug-in work as they are shipped, and name only
 //! options, ports and paths that the product has.
 
+mod dashboard;
 mod manifests;
+mod monitoring;
 mod nginx;
 mod plugin;
 mod prometheus;
+mod rules;
+mod runbook;
 mod ui;
