@@ -41,7 +41,7 @@ pub use reader::Reader;
 use crate::http::Access;
 use crate::metrics::{Metrics, REFUSED_TOKEN};
 use budget::Budget;
-use error::ApiError;
+use error::{ApiError, LimitReached};
 
 /// The header from which the Metaflow client determines what the service supports.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("metadata_service_version");
@@ -212,6 +212,12 @@ async fn answer(
         .http_requests_total
         .with_label_values(&[route, response.status().as_str()])
         .inc();
+    if let Some(LimitReached(limit)) = response.extensions().get() {
+        api.metrics
+            .http_requests_rejected_total
+            .with_label_values(&[limit])
+            .inc();
+    }
     api.metrics
         .http_request_duration_seconds
         .with_label_values(&[route])

@@ -31,7 +31,7 @@ use crate::config::{ApiArgs, DaemonArgs, Listen};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::migrate;
-use crate::pg::{Connector, Db, SessionProfile};
+use crate::pg::{Connector, Db, SessionMode, SessionProfile};
 use crate::signals::Signals;
 use crate::store::Store;
 use health::Health;
@@ -124,6 +124,7 @@ impl Daemon {
             connector: &self.connector,
             session_mode: self.args.session_mode,
             migrate: self.migrate.as_ref(),
+            metrics: &metrics,
         };
         let started = tokio::select! {
             started = startup.run(&stop) => started?,
@@ -220,7 +221,8 @@ impl Daemon {
             metrics.clone(),
         )
         .until(stop.clone());
-        metrics.up.set(1);
+        let pooled = started.mode == SessionMode::Transaction;
+        metrics.transaction_pooling.set(pooled.into());
         let store = Store::new(db.clone());
         let signals = Signals::default();
         let health = Health::new(metrics.clone());

@@ -2,7 +2,8 @@
 //!
 //! The doc comment of a metric is its help text and its documentation. Labels are bounded, and every
 //! combination that is known beforehand is exported from the start, so that `increase()` sees the first
-//! event too; ids of flows and runs go to the log.
+//! event too; ids of flows and runs go to the log. The names of statements are known to their modules
+//! only: their counters appear with the first call.
 
 mod conditions;
 mod lags;
@@ -12,7 +13,9 @@ use prometheus::{
     CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use tokio_postgres::error::SqlState;
 
+use crate::error::Error;
 use crate::status::{Reason, Status};
 pub use conditions::Condition;
 use conditions::Conditions;
@@ -90,6 +93,8 @@ metrics! {
     leader_without_listen: IntGauge,
     /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler.
     listener_connected: IntGauge,
+    /// 1 if the daemon is behind a transaction pooler, where it polls instead of using LISTEN.
+    transaction_pooling: IntGauge,
     /// LISTEN connections lost and reopened.
     listener_reconnects_total: IntCounter,
     /// Notifications received from writers.
@@ -113,6 +118,9 @@ metrics! {
     sweep_lag_seconds: Histogram[LAG_BUCKETS],
     /// Duration of one scan for passed deadlines, in seconds.
     sweep_duration_seconds: Histogram[LAG_BUCKETS],
+    /// How long the bounds for readers have been outdated, in seconds; 0 while they contain the present.
+    /// Outdated bounds make reads slower, never wrong.
+    read_bounds_outdated_seconds: Gauge,
     /// Runs by stored status; running as of the last sweep, the others as of the last
     /// reconciliation pass.
     runs: GaugeVec("status"),
@@ -132,10 +140,19 @@ metrics! {
     rows_refused_total: IntCounter,
     /// Failed database calls; sqlstate is `none` if the server did not answer.
     db_errors_total: IntCounterVec("sqlstate"),
+    /// Calls of the stages into the database, by the name of the statement.
+    db_calls_total: IntCounterVec("statement"),
+    /// Time that these calls took, with the wait for a connection, in seconds.
+    db_call_seconds_total: CounterVec("statement"),
     /// Connections of the pool, by state: idle or used.
     pool_connections: GaugeVec("state"),
+    /// Calls that did not get a connection of the pool in time.
+    pool_timeouts_total: IntCounter,
     /// Requests to the read API.
     http_requests_total: IntCounterVec("route", "code"),
+    /// Requests to the read API that got a 503 because a limit was reached: on concurrent reads
+    /// (`reads`), or on the memory of answers (`memory`).
+    http_requests_rejected_total: IntCounterVec("limit"),
     /// Time from a request to the head of its response, in seconds.
     http_request_duration_seconds: HistogramVec("route")[LAG_BUCKETS],
     /// HTTP connections closed because a limit on time or on their number was reached.
@@ -185,11 +202,12 @@ impl Default for Metrics {
 /// Causes of drift.
 const CAUSES: [&str; 2] = ["evidence", "time"];
 
-/// The codes of `db_errors_total` that are exported from the start: those that operations know.
-/// `none` is a server that did not answer.
-const SQLSTATES: [&str; 14] = [
-    "none", "25006", "28000", "28P01", "40001", "40P01", "42501", "42P01", "53200", "53300",
-    "55P03", "57014", "57P01", "57P03",
+/// The codes of `db_errors_total` that are exported from the start: those that operations know, and
+/// those that the runbook explains. `none` is a server that did not answer.
+const SQLSTATES: [&str; 24] = [
+    "none", "25006", "28000", "28P01", "3D000", "3F000", "40001", "40P01", "42501", "42703",
+    "42883", "42P01", "53100", "53200", "53300", "54000", "54001", "55P03", "57014", "57P01",
+    "57P03", "58030", "XX001", "XX002",
 ];
 
 /// Routes of the read API; `other` is a path that is not a route.
@@ -197,6 +215,12 @@ const ROUTES: [&str; 4] = ["runs", "run_status", "openapi", "other"];
 
 /// HTTP codes that are exported from the start for each route.
 const CODES: [&str; 3] = ["200", "400", "503"];
+
+/// The limit on concurrent reads, as a label of a rejected request.
+pub(crate) const READS_LIMIT: &str = "reads";
+
+/// The limit on the memory of answers, as a label of a rejected request.
+pub(crate) const MEMORY_LIMIT: &str = "memory";
 
 /// Listeners, as labels.
 const LISTENERS: [&str; 2] = ["metrics", "api"];
@@ -282,6 +306,10 @@ impl Metrics {
                     .with_label_values(&[listener, credential.name()]);
             }
         }
+        for limit in [READS_LIMIT, MEMORY_LIMIT] {
+            self.http_requests_rejected_total
+                .with_label_values(&[limit]);
+        }
         for route in ROUTES {
             self.http_request_duration_seconds
                 .with_label_values(&[route]);
@@ -297,6 +325,12 @@ impl Metrics {
             .with_label_values(&[condition.name()])
             .set(reason.is_some().into());
         self.conditions.set(condition, reason)
+    }
+
+    /// Counts a failed call into the database, by the server's code.
+    pub(crate) fn count_db_error(&self, error: &Error) {
+        let code = error.sqlstate().map_or("none", SqlState::code);
+        self.db_errors_total.with_label_values(&[code]).inc();
     }
 
     /// The conditions that hold, each with its reason.

@@ -8,24 +8,30 @@ use axum::response::{IntoResponse, Response};
 
 use super::json;
 use crate::http::Refusal;
+use crate::metrics::{MEMORY_LIMIT, READS_LIMIT};
 
 /// The reason of an error answer.
 #[derive(Debug)]
 pub(super) struct ApiError {
     code: StatusCode,
     reason: String,
-    retry_after: bool,
     /// How a client authenticates.
     challenge: Option<(HeaderName, HeaderValue)>,
+    /// The limit that was reached, if the same request may succeed in a moment.
+    limit: Option<LimitReached>,
 }
+
+/// The limit that an answer with the code 503 is due to, as its label in metrics.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LimitReached(pub(super) &'static str);
 
 impl ApiError {
     fn new(code: StatusCode, reason: impl Into<String>) -> Self {
         Self {
             code,
             reason: reason.into(),
-            retry_after: false,
             challenge: None,
+            limit: None,
         }
     }
 
@@ -75,17 +81,23 @@ impl ApiError {
 
     /// 503 with `Retry-After`: the limit on concurrent reads is reached.
     pub(super) fn busy() -> Self {
-        Self::retry("too many requests are waiting for the database")
+        Self::retry(
+            READS_LIMIT,
+            "too many requests are waiting for the database",
+        )
     }
 
     /// 503 with `Retry-After`: other answers, whose clients are perhaps slow, take all the memory.
     pub(super) fn slow_clients() -> Self {
-        Self::retry("other answers take all the memory that there is for them")
+        Self::retry(
+            MEMORY_LIMIT,
+            "other answers take all the memory that there is for them",
+        )
     }
 
-    fn retry(reason: &str) -> Self {
+    fn retry(limit: &'static str, reason: &str) -> Self {
         Self {
-            retry_after: true,
+            limit: Some(LimitReached(limit)),
             ..Self::unavailable(reason)
         }
     }
@@ -102,8 +114,9 @@ impl IntoResponse for ApiError {
         if let Some((name, value)) = self.challenge {
             headers.insert(name, value);
         }
-        if self.retry_after {
+        if let Some(limit) = self.limit {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response.extensions_mut().insert(limit);
         }
         response
     }

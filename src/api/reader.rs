@@ -269,11 +269,8 @@ impl Reader {
 
     /// Counts and logs a failed read. An outage is logged once, not for each request.
     fn report(&self, error: &Error) -> ApiError {
+        self.metrics.count_db_error(error);
         let code = error.sqlstate().map_or("none", SqlState::code);
-        self.metrics
-            .db_errors_total
-            .with_label_values(&[code])
-            .inc();
         // Class 22, data exceptions: caused by a value of the request.
         if code.starts_with("22") {
             tracing::debug!(error = chain(error), "the database rejected a filter value");

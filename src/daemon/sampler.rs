@@ -91,6 +91,9 @@ impl Sampler {
             self.health
                 .set(condition, (!details.is_empty()).then_some(&reason));
         }
+        self.metrics
+            .read_bounds_outdated_seconds
+            .set(state.read_bounds_outdated_secs);
         let mut valid = state.valid;
         if valid && !state.obstacles.is_empty() && self.store.invalidate().await.is_ok() {
             valid = false;

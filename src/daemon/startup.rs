@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::migrate;
 use crate::pg::{Connector, Db, SessionMode, SessionProfile, detect_mode};
@@ -23,6 +24,8 @@ pub(super) struct Startup<'a> {
     pub(super) connector: &'a Connector,
     pub(super) session_mode: SessionMode,
     pub(super) migrate: Option<&'a migrate::Options>,
+    /// Receives what happens before the stages run, so that an alert sees it too.
+    pub(super) metrics: &'a Metrics,
 }
 
 /// What is known once the database has answered.
@@ -38,7 +41,13 @@ impl Startup<'_> {
     /// # Errors
     /// If only an operator can remove the cause.
     pub(super) async fn run(&self, stop: &CancellationToken) -> anyhow::Result<Option<Started>> {
-        let attempt = || self.attempt(stop);
+        let attempt = || async {
+            let outcome = self.attempt(stop).await;
+            if let Err(error) = &outcome {
+                self.count(error);
+            }
+            outcome
+        };
         tokio::select! {
             started = until_available(attempt, None, stop) => started,
             () = grace_after(stop) => Ok(None),
@@ -46,6 +55,9 @@ impl Startup<'_> {
     }
 
     async fn attempt(&self, stop: &CancellationToken) -> anyhow::Result<Started> {
+        // The migration may take long, and meanwhile the database answers.
+        drop(self.connector.connect_bare().await?);
+        self.metrics.up.set(1);
         if let Some(options) = self.migrate {
             migrate::up(self.connector, options, stop).await?;
         }
@@ -77,6 +89,18 @@ impl Startup<'_> {
             state,
             upstream_notify_triggers,
         })
+    }
+
+    fn count(&self, error: &anyhow::Error) {
+        if let Some(error) = error
+            .chain()
+            .find_map(|cause| cause.downcast_ref::<Error>())
+        {
+            self.metrics.count_db_error(error);
+            if error.is_unreachable() {
+                self.metrics.up.set(0);
+            }
+        }
     }
 
     async fn check_state(&self, mode: SessionMode) -> anyhow::Result<State> {

@@ -1,10 +1,10 @@
 //! The pool, and the one call that every statement of the stages goes through.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool::Runtime;
-use deadpool::managed::{self, PoolBuilder, PoolError, RecycleError};
+use deadpool::managed::{self, PoolBuilder, PoolError, RecycleError, TimeoutType};
 use deadpool_postgres::ClientWrapper;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -154,7 +154,15 @@ impl Db {
         params: &[Param<'_>],
         limit: Duration,
     ) -> Result<Vec<Row>, Error> {
+        let start = Instant::now();
         let outcome = self.try_query(sql, params, limit).await;
+        let name = [super::name_of(sql)];
+        let metrics = &self.metrics;
+        metrics.db_calls_total.with_label_values(&name).inc();
+        metrics
+            .db_call_seconds_total
+            .with_label_values(&name)
+            .inc_by(start.elapsed().as_secs_f64());
         match &outcome {
             Ok(_) => self.metrics.up.set(1),
             Err(Error::Stopping) => {}
@@ -215,7 +223,12 @@ impl Db {
         let Some(client) = self.stop.run_until_cancelled(self.pool.get()).await else {
             return Err(Error::Stopping);
         };
-        let client = client.map_err(connect_error)?;
+        let client = client.map_err(|error| {
+            if matches!(error, PoolError::Timeout(TimeoutType::Wait)) {
+                self.metrics.pool_timeouts_total.inc();
+            }
+            connect_error(error)
+        })?;
         let call = async {
             match self.mode {
                 SessionMode::Transaction => in_transaction(&client, &self.begin, sql, params).await,
@@ -240,11 +253,7 @@ impl Db {
     }
 
     fn count(&self, error: &Error) {
-        let state = error.sqlstate().map_or("none", |code| code.code());
-        self.metrics
-            .db_errors_total
-            .with_label_values(&[state])
-            .inc();
+        self.metrics.count_db_error(error);
         if error.is_lock_timeout() {
             self.metrics.lock_timeouts_total.inc();
         }

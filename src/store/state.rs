@@ -16,8 +16,17 @@ const LOAD: &str = "\
 select cutoff_secs, definition_version, generation, valid_since is not null as valid,
        (select jsonb_agg(jsonb_build_object('kind', o.kind, 'detail', o.detail))
           from status_indexer.obstacles() o) as obstacles,
-       scan_flow_id, scan_run_number, scan_compared, scan_corrected, runs_table, metadata_table
-  from status_indexer.state";
+       scan_flow_id, scan_run_number, scan_compared, scan_corrected, runs_table, metadata_table,
+       case
+         when valid_since is null then 0
+         -- Since the column is valid, if no bounds have been published. `greatest` ignores nulls.
+         else greatest(0,
+                       c.now_secs - coalesce(deadlines_until_secs::float8,
+                                             extract(epoch from valid_since)::float8),
+                       deadlines_from_secs::float8 - c.now_secs)
+       end as read_bounds_outdated_secs
+  from status_indexer.state
+ cross join lateral (select extract(epoch from clock_timestamp())::float8 as now_secs) c";
 
 /// Invalidates the column, within a transaction of a migration.
 pub(crate) const INVALIDATE: &str = "select status_indexer.invalidate();";
@@ -79,7 +88,7 @@ select status_indexer.invalidate() as generation
   from current";
 
 /// The one row of `status_indexer.state`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct State {
     /// The cutoff in force, seconds.
     pub cutoff_secs: i64,
@@ -103,6 +112,9 @@ pub struct State {
     pub runs_table: String,
     /// The metadata table, quoted, as migrated.
     pub metadata_table: String,
+    /// How long the bounds for readers have been outdated, seconds; 0 while they contain the present, or
+    /// while the column is invalid.
+    pub read_bounds_outdated_secs: f64,
 }
 
 /// Something that keeps the indexer from seeing every row and every event.
@@ -159,6 +171,7 @@ impl Store {
             scan_corrected: column(&row, name, "scan_corrected")?,
             runs_table: column(&row, name, "runs_table")?,
             metadata_table: column(&row, name, "metadata_table")?,
+            read_bounds_outdated_secs: column(&row, name, "read_bounds_outdated_secs")?,
         })
     }
 

@@ -164,6 +164,9 @@ async fn too_many_concurrent_requests_return_503_with_retry_after() {
         .http_requests_total
         .with_label_values(&["runs", "503"]);
     assert_eq!(busy.get(), 1);
+    let rejected = &server.metrics.http_requests_rejected_total;
+    assert_eq!(rejected.with_label_values(&["reads"]).get(), 1);
+    assert_eq!(rejected.with_label_values(&["memory"]).get(), 0);
 }
 
 #[tokio::test]

@@ -2,9 +2,10 @@
 
 use testkit::daemon::Launch;
 use testkit::database::Database;
+use testkit::wait::eventually;
 
-use super::logged;
 use super::server::{set_rules, start};
+use super::{TIMEOUT, logged};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn migrate_and_backfill_wait_for_a_database_that_starts_later() {
@@ -65,6 +66,13 @@ async fn a_login_refused_for_a_while_does_not_end_the_daemon() {
     let daemon = Launch::on(&database).env("DATABASE_URL", &url).spawn();
     logged(&daemon, "pg_hba.conf rejects connection").await;
     assert_eq!(daemon.get("/readyz").await.map(|(code, _)| code), Some(503));
+    // An alert sees it before the daemon has started its stages.
+    let refused = "status_indexer_db_errors_total{sqlstate=\"28000\"}";
+    eventually(TIMEOUT, "the refusals are counted", async || {
+        daemon.metric(refused).await >= Some(2.0)
+    })
+    .await;
+    assert_eq!(daemon.metric("status_indexer_up").await, Some(0.0));
     set_rules(&server, rules).await;
     daemon.ready().await;
     assert!(daemon.terminate().await.success());

@@ -3,9 +3,13 @@
 //! Promises that manifests, configurations and the plug-in work as they are shipped, and name only
 //! options, ports and paths that the product has.
 
+mod dashboard;
 mod manifests;
+mod monitoring;
 mod nginx;
 mod plugin;
 mod prometheus;
 mod prometheus_tls;
+mod rules;
+mod runbook;
 mod ui;

@@ -1,4 +1,6 @@
 //! The scrape configurations against a real Prometheus, where the machine has one.
+//!
+//! Owns the Prometheus of the tests, which the other tests of monitoring use too.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -6,12 +8,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::docs::{path, text};
 use testkit::daemon::Launch;
 use testkit::database::Database;
-use testkit::drift::eventually_status;
 use testkit::requirement::left_out;
 use testkit::wait::eventually_eq;
 
@@ -33,26 +35,106 @@ pub(super) fn there(program: &str) -> bool {
     answer.is_ok()
 }
 
+/// A running Prometheus with data of its own.
+pub(super) struct Prometheus {
+    port: u16,
+    client: reqwest::Client,
+    _process: Child,
+    _directory: TempDir,
+}
+
+impl Prometheus {
+    /// Starts it with this configuration.
+    pub(super) fn start(config: &Value) -> Self {
+        let directory = tempfile::tempdir().expect("a directory of our own");
+        Self::start_in(directory, config)
+    }
+
+    /// Starts it in this directory, which has the files that the configuration names.
+    pub(super) fn start_in(directory: TempDir, config: &Value) -> Self {
+        let file = directory.path().join("prometheus.yml");
+        std::fs::write(&file, config.to_string()).expect("the directory is ours");
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .and_then(|listener| listener.local_addr())
+            .expect("a free port")
+            .port();
+        let data = directory.path().join("data");
+        let process = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", data.display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("it was there a moment ago");
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(5))
+            .build()
+            .expect("a plain client needs nothing");
+        Self {
+            port,
+            client,
+            _process: process,
+            _directory: directory,
+        }
+    }
+
+    /// The series of a query at this moment.
+    ///
+    /// # Errors
+    /// If Prometheus does not answer, or refuses the query: the reason.
+    pub(super) async fn query(&self, query: &str) -> Result<Vec<Value>, String> {
+        let data = self.get("query", &[("query", query)]).await?;
+        let series = data["result"].as_array();
+        Ok(series.expect("a query has a list of series").clone())
+    }
+
+    /// The value of a query that has one series.
+    pub(super) async fn value(&self, query: &str) -> Option<String> {
+        let series = self.query(query).await.ok()?;
+        Some(series.first()?["value"][1].as_str()?.to_owned())
+    }
+
+    /// The answer of another endpoint of its API.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub(super) async fn get(&self, path: &str, params: &[(&str, &str)]) -> Result<Value, String> {
+        let url = format!("http://127.0.0.1:{}/api/v1/{path}", self.port);
+        let request = self.client.get(url).query(params);
+        let answer = request.send().await.map_err(|error| error.to_string())?;
+        let mut body: Value = answer.json().await.map_err(|error| error.to_string())?;
+        if body["status"] == "success" {
+            Ok(body["data"].take())
+        } else {
+            Err(body["error"].to_string())
+        }
+    }
+}
+
 /// A configuration with other targets, as JSON, which is YAML.
-pub(super) fn configuration(name: &str, target: &str, interval: &str) -> Value {
+pub(super) fn configuration(name: &str, targets: &[String], interval: &str) -> Value {
     let mut config: Value = serde_saphyr::from_str(&text(name)).expect("it is YAML");
+    // Relative to the directory of the configuration.
+    for rules in config["rule_files"].as_array_mut().into_iter().flatten() {
+        let file = path("deploy/prometheus").join(rules.as_str().expect("a file has a name"));
+        *rules = json!(file);
+    }
     let job = config["scrape_configs"][0]
         .as_object_mut()
         .expect("a job is a mapping");
     // Distributions build Prometheus without the discovery of Kubernetes.
     job.remove("kubernetes_sd_configs");
-    job.insert("static_configs".into(), json!([{ "targets": [target] }]));
+    job.insert("static_configs".into(), json!([{ "targets": targets }]));
     job.insert("scrape_interval".into(), json!(interval));
     job.insert("scrape_timeout".into(), json!(interval));
     config
 }
 
-async fn check(file: &Path) {
-    promtool(&["check", "config"], file).await;
-}
-
 /// Runs promtool on a file, which must succeed. Paths in the file are relative to it.
-async fn promtool(command: &[&str], file: &Path) {
+pub(super) async fn promtool(command: &[&str], file: &Path) {
     let output = Command::new("promtool")
         .args(command)
         .arg(file)
@@ -72,12 +154,12 @@ async fn promtool_accepts_the_scrape_configurations() {
     if !there("promtool") {
         return;
     }
-    check(&path(STATIC)).await;
+    promtool(&["check", "config"], &path(STATIC)).await;
     let directory = tempfile::tempdir().expect("a directory of our own");
     let file = directory.path().join("kubernetes.yml");
-    let config = configuration(KUBERNETES, "localhost:9487", "1s").to_string();
-    std::fs::write(&file, config).expect("the directory is ours");
-    check(&file).await;
+    let config = configuration(KUBERNETES, &["localhost:9487".into()], "1s");
+    std::fs::write(&file, config.to_string()).expect("the directory is ours");
+    promtool(&["check", "config"], &file).await;
 }
 
 #[tokio::test]
@@ -87,10 +169,8 @@ async fn prometheus_scrapes_a_daemon_by_the_scrape_configuration() {
     }
     let database = Database::fresh().await;
     let daemon = Launch::on(&database).start().await;
-    let directory = tempfile::tempdir().expect("a directory of our own");
     let target = daemon.address().await.to_string();
-    let config = configuration(STATIC, &target, "1s");
-    let (_prometheus, port) = start(directory.path(), &config);
+    let prometheus = Prometheus::start(&configuration(STATIC, &[target], "1s"));
     for query in [
         r#"up{job="status-indexer"}"#,
         r#"status_indexer_valid{job="status-indexer"}"#,
@@ -98,111 +178,8 @@ async fn prometheus_scrapes_a_daemon_by_the_scrape_configuration() {
     ] {
         let what = format!("Prometheus knows {query}");
         eventually_eq(TIMEOUT, &what, Some("1".to_owned()), async || {
-            ask(port, query).await
+            prometheus.value(query).await
         })
         .await;
     }
-}
-
-/// Starts Prometheus in a directory; the process, and the port that answers queries.
-pub(super) fn start(directory: &Path, config: &Value) -> (Child, u16) {
-    let file = directory.join("prometheus.yml");
-    std::fs::write(&file, config.to_string()).expect("the directory is ours");
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port();
-    let prometheus = Command::new("prometheus")
-        .arg(format!("--config.file={}", file.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            directory.join("data").display()
-        ))
-        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("it was there a moment ago");
-    (prometheus, port)
-}
-
-/// The value of a query that has one series.
-pub(super) async fn ask(port: u16, query: &str) -> Option<String> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(2))
-        .build()
-        .expect("a plain client needs nothing");
-    let answer: Value = client
-        .get(format!("http://127.0.0.1:{port}/api/v1/query"))
-        .query(&[("query", query)])
-        .send()
-        .await
-        .ok()?
-        .json()
-        .await
-        .ok()?;
-    let value = answer["data"]["result"][0]["value"][1].as_str()?;
-    Some(value.to_owned())
-}
-
-/// The alert on drift that the documentation recommends fires at the first drift ever: the series
-/// exists before it.
-#[tokio::test]
-async fn the_alert_on_drift_fires_at_the_first_drift() {
-    if !there("promtool") {
-        return;
-    }
-    const SERIES: &str = r#"status_indexer_drift_total{cause="evidence"}"#;
-    let documented = text("docs/metrics.md");
-    let expression = documented
-        .split('`')
-        .find(|code| code.starts_with("increase(status_indexer_drift_total"))
-        .expect("the documentation recommends an alert on drift");
-
-    let database = Database::fresh().await;
-    let writer = database.writer().await;
-    let daemon = Launch::on(&database)
-        .arg("--reconcile-interval=1")
-        .arg("--reconcile-rate=100000")
-        .start()
-        .await;
-    daemon.ready().await;
-    let before = daemon.metric(SERIES).await;
-    let now = writer.now_ms().await;
-    writer.insert_flow("F").await;
-    let id = writer.insert_run("F", Some(now / 1000)).await;
-    writer.attempt_ok("F", id, "True", now).await;
-    eventually_status(&writer, "F", id, "completed").await;
-    writer
-        .client()
-        .batch_execute("update runs_v3 set run_status = 'failed'")
-        .await
-        .expect("valid SQL");
-    eventually_eq(TIMEOUT, "the drift is counted", Some(1.0), async || {
-        daemon.metric(SERIES).await
-    })
-    .await;
-
-    // The samples of ten minutes: five from before the drift, five from after it.
-    let before = before.map_or_else(|| "_".to_owned(), |value| value.to_string());
-    let directory = tempfile::tempdir().expect("a directory of our own");
-    let rules = json!({ "groups": [{ "name": "drift", "rules": [{ "alert": "Drift", "expr": expression }] }] });
-    let tests = json!({
-        "rule_files": ["rules.yml"],
-        "evaluation_interval": "1m",
-        "tests": [{
-            "interval": "1m",
-            "input_series": [{ "series": SERIES, "values": format!("{before}x5 1x5") }],
-            "alert_rule_test": [
-                { "eval_time": "5m", "alertname": "Drift", "exp_alerts": [] },
-                { "eval_time": "7m", "alertname": "Drift", "exp_alerts": [{ "exp_labels": { "cause": "evidence" } }] },
-            ],
-        }],
-    });
-    for (name, content) in [("rules.yml", rules), ("tests.yml", tests)] {
-        std::fs::write(directory.path().join(name), content.to_string()).expect("it is ours");
-    }
-    promtool(&["test", "rules"], &directory.path().join("tests.yml")).await;
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::prometheus::{STATIC, ask, configuration, start, there};
+use super::prometheus::{Prometheus, STATIC, configuration, there};
 use crate::api::access::certificates;
 use crate::docs::text;
 use testkit::daemon::Launch;
@@ -47,20 +47,20 @@ async fn prometheus_scrapes_over_tls_with_a_token_as_documented() {
         )
         .spawn();
     let target = format!("localhost:{}", daemon.address().await.port());
-    let mut config = configuration(STATIC, &target, "1s");
+    let mut config = configuration(STATIC, &[target], "1s");
     let job = config["scrape_configs"][0].as_object_mut();
     let job = job.expect("a job is a mapping");
     for (name, value) in documented().as_object().expect("a mapping") {
         job.insert(name.clone(), value.clone());
     }
-    let (_prometheus, port) = start(directory.path(), &config);
+    let prometheus = Prometheus::start_in(directory, &config);
     for query in [
         r#"up{job="status-indexer"}"#,
         r#"status_indexer_valid{job="status-indexer"}"#,
     ] {
         let what = format!("Prometheus knows {query}");
         eventually_eq(SOON, &what, Some("1".to_owned()), async || {
-            ask(port, query).await
+            prometheus.value(query).await
         })
         .await;
     }

@@ -7,6 +7,7 @@ mod clients;
 mod clock;
 mod crash;
 mod encoding;
+mod gauges;
 mod leaders;
 mod locks;
 mod polling;
