@@ -27,5 +27,6 @@ mod view;
 pub use down::down;
 pub use migrator::{LOCK_TIMEOUT, NEWEST_TESTED_SERVER, OLDEST_SERVER};
 pub use status::status;
+pub(crate) use tables::UpstreamMissing;
 pub use tables::{Table, TableNames, Tables, upstream_notify_triggers};
 pub use up::{Options, up};
