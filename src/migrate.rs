@@ -25,6 +25,7 @@ mod up;
 mod view;
 
 pub use down::down;
+pub(crate) use installed::NewerDatabase;
 pub use migrator::{LOCK_TIMEOUT, NEWEST_TESTED_SERVER, OLDEST_SERVER};
 pub use status::status;
 pub(crate) use tables::UpstreamMissing;

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::waiting::Waiting;
+use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::migrate;
 use crate::pg::{Connector, Db, SessionMode, SessionProfile, detect_mode};
@@ -90,7 +91,13 @@ impl Startup<'_> {
             // A migration takes minutes on a large table, while the database answers.
             drop(self.connector.connect_bare().await?);
             waiting.migrating();
-            migrate::up(self.connector, options, stop).await?;
+            match migrate::up(self.connector, options, stop).await {
+                // After a rollback: a daemon works on the database of the next version.
+                Err(error) if error.downcast_ref::<migrate::NewerDatabase>().is_some() => {
+                    tracing::warn!(error = chain(error.as_ref()), "not migrated");
+                }
+                outcome => outcome?,
+            }
         }
         let mode = match self.session_mode {
             SessionMode::Auto => detect_mode(self.connector).await?,

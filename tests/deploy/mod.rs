@@ -3,6 +3,10 @@
 //! Promises that manifests, configurations and the plug-in work as they are shipped, and name only
 //! options, ports and paths that the product has.
 
+mod custom_resources;
+mod helm;
+mod kubernetes;
+mod kustomize;
 mod manifests;
 mod nginx;
 mod plugin;

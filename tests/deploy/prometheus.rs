@@ -21,7 +21,7 @@ const STATIC: &str = "deploy/prometheus/scrape.yml";
 const KUBERNETES: &str = "deploy/prometheus/scrape-kubernetes.yml";
 
 /// Whether the machine has the program; `.ci/setup test` brings it.
-fn there(program: &str) -> bool {
+pub(super) fn there(program: &str) -> bool {
     let answer = std::process::Command::new(program)
         .arg("--version")
         .stdout(Stdio::null())
@@ -52,7 +52,7 @@ async fn check(file: &Path) {
 }
 
 /// Runs promtool on a file, which must succeed. Paths in the file are relative to it.
-async fn promtool(command: &[&str], file: &Path) {
+pub(super) async fn promtool(command: &[&str], file: &Path) {
     let output = Command::new("promtool")
         .args(command)
         .arg(file)

@@ -113,7 +113,7 @@ fn metrics() -> String {
 
 /// Fails if the table with this header differs from the code; with `UPDATE_DOCS=1` set, replaces
 /// it.
-fn check(document: &str, expected: &str) {
+pub(crate) fn check(document: &str, expected: &str) {
     let current = text(document);
     if current.contains(&format!("\n\n{expected}\n"))
         || current.ends_with(&format!("\n\n{expected}"))

@@ -166,6 +166,44 @@ async fn a_daemon_waits_for_the_end_of_recovery() {
     server.stop().await.expect("it stops");
 }
 
+/// An upgrade that is rolled back leaves a newer database. The older daemon works on it, also with
+/// `--migrate`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_migrates_starts_on_the_database_of_a_newer_binary() {
+    let database = Database::fresh().await;
+    migrate(&database).await;
+    let newer = "insert into status_indexer.schema_history (version, name) values (9999, 'later')";
+    run(&database.client().await, newer).await;
+    let daemon = Launch::on(&database).spawn();
+    daemon
+        .logged("it does not migrate", |line| {
+            line["message"] == "not migrated"
+        })
+        .await;
+    works(&daemon, &database).await;
+}
+
+/// In a pod, the files are those of an optional Secret, which may be created later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_waits_for_files_that_do_not_exist_yet() {
+    let database = Database::fresh().await;
+    let directory = tempfile::tempdir().expect("a directory of our own");
+    let file = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let config = database.config();
+    let daemon = Launch::on(&database)
+        .env("DATABASE_URL", "")
+        .env("MF_METADATA_DB_HOST", "127.0.0.1")
+        .env("MF_METADATA_DB_PORT", &config.get_ports()[0].to_string())
+        .env("MF_METADATA_DB_NAME", database.name())
+        .env("MF_METADATA_DB_PSWD_FILE", &file("password"))
+        .env("MF_METADATA_DB_SSL_MODE", "prefer")
+        .env("MF_METADATA_DB_SSL_ROOT_CERT_PATH", &file("ca.crt"))
+        .spawn();
+    reports(&daemon, "password", false).await;
+    std::fs::write(file("password"), "postgres\n").expect("it is ours");
+    works(&daemon, &database).await;
+}
+
 /// A migration may take minutes: the endpoints must not report an unreachable database meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migration_in_progress_is_reported_as_such() {

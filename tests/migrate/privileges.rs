@@ -6,8 +6,7 @@ use testkit::wait::eventually_eq;
 use tokio_postgres::error::SqlState;
 
 use super::{
-    SOON, check_complete, dump, execute, migrate, migrate_as, owner, refused, role, same,
-    succeeded, url_of,
+    SOON, check_complete, dump, execute, migrate_as, owner, refused, role, same, succeeded, url_of,
 };
 
 #[tokio::test]
