@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::helm::sidecar_is_harmless;
+use super::helm::sidecar::sidecar_is_harmless;
 use super::kubernetes::{ask, check, items, of_kind, one};
 use super::manifests::{is_sidecar, ours, strings};
 use crate::docs::path;
