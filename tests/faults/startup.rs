@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{command, migrate, run};
+use crate::connect::server::Certificates;
 use testkit::daemon::{Daemon, Launch};
 use testkit::database::{Database, UPSTREAM};
 use testkit::drift::eventually_status;
@@ -187,8 +188,8 @@ async fn a_daemon_that_migrates_starts_on_the_database_of_a_newer_binary() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_waits_for_files_that_do_not_exist_yet() {
     let database = Database::fresh().await;
-    let directory = tempfile::tempdir().expect("a directory of our own");
-    let file = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let certificates = Certificates::new();
+    let file = |name: &str| certificates.path(name).to_string_lossy().into_owned();
     let config = database.config();
     let daemon = Launch::on(&database)
         .env("DATABASE_URL", "")
@@ -199,7 +200,13 @@ async fn a_daemon_waits_for_files_that_do_not_exist_yet() {
         .env("MF_METADATA_DB_SSL_MODE", "prefer")
         .env("MF_METADATA_DB_SSL_ROOT_CERT_PATH", &file("ca.crt"))
         .spawn();
-    reports(&daemon, "password", false).await;
+    reports(&daemon, "cannot read trusted certificates", false).await;
+    certificates
+        .openssl(
+            "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout ca.key -out ca.crt -subj /CN=ca",
+        )
+        .await;
+    reports(&daemon, "cannot read the password", false).await;
     std::fs::write(file("password"), "postgres\n").expect("it is ours");
     works(&daemon, &database).await;
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::sites::values;
 use super::{container, rendered};
-use crate::deploy::kubernetes::{items, one};
+use crate::deploy::kubernetes::{items, of_kind, one};
 use crate::deploy::manifests::strings;
 
 /// The value of a variable: as it is, or as `SECRET/KEY`.
