@@ -4,7 +4,8 @@
 //! leadership, the `worker` drains the queue, the `sweeper` handles deadlines, the `reconciler`
 //! compares all runs with the definition; the `sampler` sets gauges and conditions. A stage that
 //! ends early, by a panic or otherwise, stops the daemon with an error, because a daemon that works
-//! in part would appear healthy. An unavailable database stops no stage.
+//! in part would appear healthy. Nothing in the database stops a stage or the start, except
+//! `--login-timeout` of refused logins.
 
 mod clock_watch;
 mod health;
@@ -17,6 +18,7 @@ mod sampler;
 mod startup;
 mod sweeper;
 mod ui_notifier;
+mod waiting;
 mod worker;
 
 use std::sync::Arc;
@@ -88,7 +90,8 @@ impl Daemon {
     /// Runs until `stop`, then lets the work in progress finish.
     ///
     /// # Errors
-    /// If it cannot start, a stage ends early, or the stages do not stop in time.
+    /// If it cannot listen, every login is refused for too long, a stage ends early, or the stages do
+    /// not stop in time.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let addresses = Addresses {
             metrics: http::bind(self.args.metrics_listen).await?,
@@ -127,7 +130,7 @@ impl Daemon {
             metrics: &metrics,
         };
         let started = tokio::select! {
-            started = startup.run(&stop) => started?,
+            started = startup.run(&stop) => started,
             error = self.logins_refused() => return Err(error),
             early = early_end(&mut stages, &stop) => return Err(early),
         };
@@ -288,10 +291,13 @@ impl Daemon {
         stages.spawn(stage("sampler", sampler.run(stop.clone())));
     }
 
-    /// Resolves after `--login-timeout` of nothing but refused logins. Logins to a replica do not
-    /// count: only reads need it.
+    /// Resolves after `--login-timeout` of nothing but refused logins; never if that is 0. Logins to a
+    /// replica do not count: only reads need it.
     async fn logins_refused(&self) -> anyhow::Error {
         let limit = Duration::from_secs(self.args.login_timeout);
+        if limit.is_zero() {
+            return std::future::pending().await;
+        }
         let reason = self.connector.logins().refused_for(limit).await;
         anyhow::anyhow!(reason).context(format!(
             "the server has refused every login for {} s: check the role, its password and the \

@@ -25,7 +25,9 @@ mod up;
 mod view;
 
 pub use down::down;
+pub(crate) use installed::NewerDatabase;
 pub use migrator::{LOCK_TIMEOUT, NEWEST_TESTED_SERVER, OLDEST_SERVER};
 pub use status::status;
+pub(crate) use tables::UpstreamMissing;
 pub use tables::{Table, TableNames, Tables, upstream_notify_triggers};
 pub use up::{Options, up};

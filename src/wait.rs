@@ -2,7 +2,8 @@
 //! order.
 //!
 //! Retries while the cause can disappear by itself, and fails at once if an operator must remove
-//! it. Used by the start of the daemon and by the commands.
+//! it. Used by the commands; the daemon, which waits for everything, has its own loop in
+//! `daemon::startup`.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::pg::Connector;
 /// If an operator must remove the cause, or when the limit is reached.
 pub(crate) async fn until_available<T, F>(
     mut attempt: impl FnMut() -> F,
-    limit: Option<Duration>,
+    limit: Duration,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<T>>
 where
@@ -44,8 +45,8 @@ where
                 None => error,
             });
         }
-        let left = limit.map(|limit| limit.saturating_sub(begin.elapsed()));
-        if left == Some(Duration::ZERO) {
+        let left = limit.saturating_sub(begin.elapsed());
+        if left == Duration::ZERO {
             return Err(error.context(gave_up(remedy, begin.elapsed())));
         }
         let text = chain(error.as_ref());
@@ -53,7 +54,7 @@ where
             tracing::warn!(error = text, "waiting for the database");
             reason = text;
         }
-        let wait = backoff.next_wait().min(left.unwrap_or(Duration::MAX));
+        let wait = backoff.next_wait().min(left);
         if stop.run_until_cancelled(sleep(wait)).await.is_none() {
             return Ok(None);
         }
@@ -78,7 +79,7 @@ pub(crate) async fn for_connection(
             None => Err(Error::Stopping.into()),
         }
     };
-    let connected = until_available(attempt, Some(limit), stop).await?;
+    let connected = until_available(attempt, limit, stop).await?;
     Ok(connected.is_some())
 }
 
@@ -94,7 +95,7 @@ fn gave_up(remedy: Remedy, waited: Duration) -> String {
 }
 
 /// What to do about an error of an attempt.
-fn remedy_for(error: &anyhow::Error) -> Remedy {
+pub(crate) fn remedy_for(error: &anyhow::Error) -> Remedy {
     error
         .chain()
         .find_map(|cause| {
@@ -116,6 +117,8 @@ mod tests {
 
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(60);
+
     fn refused() -> anyhow::Error {
         Error::Connect("connection refused".into()).into()
     }
@@ -132,11 +135,11 @@ mod tests {
                 Err(refused())
             }
         };
-        let done = until_available(attempt, None, &stop).await;
+        let done = until_available(attempt, LONG, &stop).await;
         assert_eq!(done.expect("the third attempt succeeds"), Some(7));
 
         let attempt = || async { Err::<(), _>(refused()) };
-        let failed = until_available(attempt, Some(Duration::ZERO), &stop).await;
+        let failed = until_available(attempt, Duration::ZERO, &stop).await;
         let text = chain(failed.expect_err("it is never available").as_ref());
         assert!(text.contains("not available for 0 s"), "{text}");
         assert!(text.contains("--wait"), "{text}");
@@ -146,7 +149,7 @@ mod tests {
     async fn what_an_operator_must_change_ends_the_wait_at_once() {
         let stop = CancellationToken::new();
         let attempt = || async { Err::<(), _>(anyhow::anyhow!("the tables are not found")) };
-        let failed = until_available(attempt, None, &stop).await;
+        let failed = until_available(attempt, LONG, &stop).await;
         let error = failed.expect_err("it fails");
         assert_eq!(error.to_string(), "the tables are not found");
     }
@@ -155,7 +158,7 @@ mod tests {
     async fn a_stop_ends_the_wait() {
         let stop = CancellationToken::new();
         stop.cancel();
-        let waited = until_available(|| async { Err::<(), _>(refused()) }, None, &stop).await;
+        let waited = until_available(|| async { Err::<(), _>(refused()) }, LONG, &stop).await;
         assert_eq!(waited.expect("a stop is not a failure"), None);
     }
 }

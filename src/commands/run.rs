@@ -30,7 +30,8 @@ pub struct RunArgs {
 /// If it cannot start, or a stage fails.
 pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure> {
     let max_age = Duration::from_secs(args.daemon.pool_max_age);
-    let connector = args.connection.connector()?.with_max_age(max_age);
+    let connector = args.connection.database.daemon_connector();
+    let connector = connector.map_err(Failure::Usage)?.with_max_age(max_age);
     let reader = match args.api.replica().map_err(Failure::Usage)? {
         Some(host) => {
             let replica = args.connection.database.connector_to(host);

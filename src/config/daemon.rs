@@ -54,9 +54,9 @@ pub struct DaemonArgs {
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub pool_max_age: u64,
     /// Seconds of nothing but refused logins after which the daemon exits, so that its supervisor
-    /// starts it again with the current password
+    /// starts it again with the current password; 0 to wait without limit
     #[arg(long, env = "STATUS_INDEXER_LOGIN_TIMEOUT", default_value_t = 300, value_name = "SECONDS",
-          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+          value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub login_timeout: u64,
     /// Pooling in front of PostgreSQL; with `transaction` (PgBouncer) the daemon polls instead of
     /// using LISTEN/NOTIFY

@@ -114,13 +114,21 @@ impl DatabaseArgs {
         Connector::new(self.source()?)
     }
 
+    /// A connector that waits for files of TLS, if they are missing.
+    ///
+    /// # Errors
+    /// If other parameters cannot be used.
+    pub fn daemon_connector(&self) -> anyhow::Result<Connector> {
+        Connector::new_for_daemon(self.source()?)
+    }
+
     /// A connector to a replica: another host with the same parameters.
     ///
     /// # Errors
-    /// As [`Self::connector`].
+    /// As [`Self::daemon_connector`].
     pub fn connector_to(&self, replica: &str) -> anyhow::Result<Connector> {
         let source = self.source()?.with_host(Some(replica.to_owned()));
-        Ok(Connector::new(source)?.replica())
+        Ok(Connector::new_for_daemon(source)?.replica())
     }
 
     fn source(&self) -> anyhow::Result<ParamsSource> {

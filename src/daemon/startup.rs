@@ -1,19 +1,21 @@
 //! The start of the daemon: waits for the database, migrates if configured, and checks the state.
 //!
-//! Retries as long as the database is unavailable, and fails at once if only an operator can remove
-//! the cause. Called once by the daemon.
+//! Promises that nothing in the database ends the daemon: it waits, reports the reason and retries,
+//! whether the cause passes by itself or an operator must remove it. A process that exits cannot be
+//! scraped, and as a sidecar it would make its pod unready. Called once by the daemon.
 
 use std::time::Duration;
 
 use anyhow::bail;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use super::waiting::Waiting;
+use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 use crate::migrate;
 use crate::pg::{Connector, Db, SessionMode, SessionProfile, detect_mode};
 use crate::store::{DEFINITION_VERSION, State, Store};
-use crate::wait::until_available;
 
 /// How long an attempt to start may continue after shutdown was requested.
 const START_GRACE: Duration = Duration::from_secs(2);
@@ -35,42 +37,74 @@ pub(super) struct Started {
     pub(super) upstream_notify_triggers: bool,
 }
 
-impl Startup<'_> {
-    /// Retries until the database answers; none if stopped before.
-    ///
-    /// # Errors
-    /// If only an operator can remove the cause.
-    pub(super) async fn run(&self, stop: &CancellationToken) -> anyhow::Result<Option<Started>> {
-        let attempt = || async {
-            let outcome = self.attempt(stop).await;
-            if let Err(error) = &outcome {
-                self.count(error);
-            }
-            outcome
-        };
-        tokio::select! {
-            started = until_available(attempt, None, stop) => started,
-            () = grace_after(stop) => Ok(None),
-        }
-    }
-
-    async fn attempt(&self, stop: &CancellationToken) -> anyhow::Result<Started> {
-        // The migration may take long, and meanwhile the database answers.
-        drop(self.connector.connect_bare().await?);
-        self.metrics.up.set(1);
-        if let Some(options) = self.migrate {
-            migrate::up(self.connector, options, stop).await?;
-        }
-        let mode = match self.session_mode {
-            SessionMode::Auto => detect_mode(self.connector).await?,
-            mode => mode,
-        };
-        if mode == SessionMode::Transaction {
+impl Started {
+    /// Logs what makes the daemon slower than it could be. Once, not at each attempt.
+    fn warn(&self) {
+        if self.mode == SessionMode::Transaction {
             tracing::warn!(
                 "connected through a transaction pooler: LISTEN and leadership are unavailable; every \
                  daemon polls the queue and works"
             );
         }
+        if self.upstream_notify_triggers {
+            tracing::warn!(
+                "upstream's notify_ui trigger sends a notification for each status written; scans \
+                 limit their writes"
+            );
+        }
+    }
+}
+
+impl Startup<'_> {
+    /// Retries until the daemon can start; none if stopped before.
+    pub(super) async fn run(&self, stop: &CancellationToken) -> Option<Started> {
+        tokio::select! {
+            started = self.until_started(stop) => started,
+            () = grace_after(stop) => None,
+        }
+    }
+
+    async fn until_started(&self, stop: &CancellationToken) -> Option<Started> {
+        let mut waiting = Waiting::new(self.metrics.clone());
+        loop {
+            let error = match self.attempt(&waiting, stop).await {
+                Ok(started) => {
+                    waiting.end();
+                    started.warn();
+                    return Some(started);
+                }
+                Err(error) => error,
+            };
+            if stop.is_cancelled() {
+                return None;
+            }
+            self.count(&error);
+            let wait = waiting.failed(error);
+            stop.run_until_cancelled(sleep(wait)).await?;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        waiting: &Waiting,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Started> {
+        if let Some(options) = self.migrate {
+            // A migration takes minutes on a large table, while the database answers.
+            drop(self.connector.connect_bare().await?);
+            waiting.migrating();
+            match migrate::up(self.connector, options, stop).await {
+                // After a rollback: a daemon works on the database of the next version.
+                Err(error) if error.downcast_ref::<migrate::NewerDatabase>().is_some() => {
+                    tracing::warn!(error = chain(error.as_ref()), "not migrated");
+                }
+                outcome => outcome?,
+            }
+        }
+        let mode = match self.session_mode {
+            SessionMode::Auto => detect_mode(self.connector).await?,
+            mode => mode,
+        };
         let state = self.check_state(mode).await?;
         let client = self
             .connector
@@ -78,12 +112,6 @@ impl Startup<'_> {
             .await?;
         let upstream_notify_triggers =
             migrate::upstream_notify_triggers(&client, &state.runs_table).await?;
-        if upstream_notify_triggers {
-            tracing::warn!(
-                "upstream's notify_ui trigger sends a notification for each status written; scans \
-                 limit their writes"
-            );
-        }
         Ok(Started {
             mode,
             state,
@@ -97,9 +125,6 @@ impl Startup<'_> {
             .find_map(|cause| cause.downcast_ref::<Error>())
         {
             self.metrics.count_db_error(error);
-            if error.is_unreachable() {
-                self.metrics.up.set(0);
-            }
         }
     }
 
@@ -127,5 +152,5 @@ impl Startup<'_> {
 /// unresponsive server cannot block the exit.
 async fn grace_after(stop: &CancellationToken) {
     stop.cancelled().await;
-    tokio::time::sleep(START_GRACE).await;
+    sleep(START_GRACE).await;
 }

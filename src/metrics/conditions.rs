@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A reason why statuses may be wrong or late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
+    /// The daemon waits for something before it can start.
+    NotStarted,
     /// The database does not answer.
     DatabaseUnreachable,
     /// The column is not valid.
@@ -29,7 +31,8 @@ pub enum Condition {
 
 impl Condition {
     /// Every condition.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::NotStarted,
         Self::DatabaseUnreachable,
         Self::ColumnInvalid,
         Self::TriggersMissing,
@@ -44,6 +47,7 @@ impl Condition {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::NotStarted => "not_started",
             Self::DatabaseUnreachable => "database_unreachable",
             Self::ColumnInvalid => "column_invalid",
             Self::TriggersMissing => "triggers_missing",

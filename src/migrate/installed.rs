@@ -85,6 +85,17 @@ select coalesce(bool_or(schema_was_there), false)
     Ok(history_exists(client).await? && query_bool(client, OPERATOR_CREATED_SCHEMA, &[]).await?)
 }
 
+/// A newer binary has migrated the database. Its daemon of the previous version still works.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the database is at step {step}, but this binary knows the steps up to {newest}: use the newer \
+     binary"
+)]
+pub(crate) struct NewerDatabase {
+    step: i32,
+    newest: i32,
+}
+
 impl Migrator<'_> {
     /// The versions of the recorded steps. An error if one is newer than this binary.
     pub(super) async fn applied(&self) -> anyhow::Result<Vec<i32>> {
@@ -92,10 +103,10 @@ impl Migrator<'_> {
         let versions: Vec<i32> = history.iter().map(|step| step.version).collect();
         let newest = STEPS.last().map_or(0, |step| step.version);
         if let Some(newer) = versions.iter().find(|version| **version > newest) {
-            bail!(
-                "the database is at step {newer}, but this binary knows the steps up to {newest}: \
-                 use the newer binary"
-            );
+            bail!(NewerDatabase {
+                step: *newer,
+                newest
+            });
         }
         Ok(versions)
     }

@@ -97,10 +97,10 @@ select string_agg(wanted, ', ' order by position)
             let params = [(&name as _, Type::TEXT), (&columns as _, Type::TEXT_ARRAY)];
             let missing: Option<String> = query_one(client, MISSING, &params).await?.get(0);
             if let Some(missing) = missing {
-                bail!(
+                bail!(UpstreamMissing(format!(
                     "{name} has no column {missing}: run the migrations of the metadata service \
                      first (at least up to {COLUMNS_MIGRATION}), or correct the name of the table"
-                );
+                )));
             }
         }
         const INDEXED: &str = "\
@@ -119,13 +119,21 @@ select exists (select
         let params = [(&name as _, Type::TEXT), (&columns as _, Type::TEXT_ARRAY)];
         ensure!(
             query_bool(client, INDEXED, &params).await?,
-            "{name} has no index on (flow_id, run_number, step_name), without which each status takes a \
-             read of the whole table: run the migrations of the metadata service first (at least up to \
-             {INDEX_MIGRATION}), or create such an index"
+            UpstreamMissing(format!(
+                "{name} has no index on (flow_id, run_number, step_name), without which each status \
+                 takes a read of the whole table: run the migrations of the metadata service first (at \
+                 least up to {INDEX_MIGRATION}), or create such an index"
+            ))
         );
         Ok(())
     }
 }
+
+/// Upstream's tables do not exist, or lack what the indexer reads. The metadata service's own
+/// migrations may create it at any time.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UpstreamMissing(pub(crate) String);
 
 /// Upstream's migration that adds the newest of the columns below.
 const COLUMNS_MIGRATION: &str = "20200603104139_add_str_id_cols";
@@ -168,11 +176,11 @@ select n.nspname::text, c.relname::text, c.relkind = 'r'
     let row = query_opt(client, FIND, &[(&name, Type::TEXT)])
         .await
         .with_context(|| format!("cannot look up the table {name:?}: correct {variable}"))?
-        .with_context(|| {
-            format!(
+        .ok_or_else(|| {
+            UpstreamMissing(format!(
                 "the table {name} does not exist: connect to the metadata service's database, or \
                  set {variable} and DB_SCHEMA_NAME as the metadata service does"
-            )
+            ))
         })?;
     let ordinary: bool = row.get(2);
     ensure!(

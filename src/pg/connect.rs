@@ -25,6 +25,7 @@ use super::logins::Logins;
 use super::params::{Limit, ParamsSource, process_env};
 use super::session::SessionProfile;
 use super::timeouts::{CONNECT_TIMEOUT, MAX_AGE};
+use super::tls::TlsError;
 use crate::error::{Error, chain};
 use attempt::{Attempt, Session};
 use role::Demand;
@@ -48,12 +49,28 @@ impl Connector {
     /// If they cannot be used.
     pub fn new(source: ParamsSource) -> anyhow::Result<Self> {
         source.resolve(&process_env)?.tls.connector()?;
-        Ok(Self {
+        Ok(Self::unchecked(source))
+    }
+
+    /// The same for a process that waits for what is missing: certificates and keys may be created
+    /// or replaced later, because they are read for each connection.
+    ///
+    /// # Errors
+    /// If the parameters cannot be used, whatever their files contain.
+    pub fn new_for_daemon(source: ParamsSource) -> anyhow::Result<Self> {
+        match source.resolve(&process_env)?.tls.connector() {
+            Err(error @ TlsError::Pair) => Err(error.into()),
+            Ok(_) | Err(_) => Ok(Self::unchecked(source)),
+        }
+    }
+
+    fn unchecked(source: ParamsSource) -> Self {
+        Self {
             source,
             is_replica: false,
             max_age: MAX_AGE,
             logins: Arc::default(),
-        })
+        }
     }
 
     /// Connects by a connection string, with default settings.

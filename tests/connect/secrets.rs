@@ -120,5 +120,15 @@ async fn nothing_but_refused_logins_ends_the_daemon_with_the_reason() {
         .env("STATUS_INDEXER_LOGIN_TIMEOUT", "1")
         .spawn();
     assert_eq!(daemon.exit().await.code(), Some(1));
+
+    // With 0, never: a limit of 0 s would be over at the first refusal.
+    let daemon = Launch::on(&database)
+        .env("DATABASE_URL", &url)
+        .env("STATUS_INDEXER_LOGIN_TIMEOUT", "0")
+        .spawn();
+    logged(&daemon, "password authentication failed").await;
+    change_password(&database, "old").await;
+    daemon.ready().await;
+    assert!(daemon.terminate().await.success());
     server.stop().await.expect("it stops");
 }

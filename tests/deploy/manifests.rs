@@ -1,148 +1,151 @@
-//! The Dockerfile and the manifests of Kubernetes and Prometheus against the binary.
+//! The Dockerfile, the scrape configuration and the containers of all manifests against the binary.
+//!
+//! The manifests are those that Helm and kubectl produce: [`check`] is called for each set of them.
 
 use clap::CommandFactory as _;
 use serde_json::Value;
 use status_indexer::cli::Cli;
 
+use super::kubernetes::{containers, items};
 use crate::docs::{flags, path, text};
 
-/// Every document of every YAML file that is deployed.
-fn documents() -> Vec<(String, Value)> {
-    let mut found = Vec::new();
-    for directory in ["deploy/kubernetes", "deploy/prometheus"] {
-        for entry in std::fs::read_dir(path(directory)).expect("the directory is there") {
-            let name = entry.expect("it can be listed").file_name();
-            let name = format!("{directory}/{}", name.to_string_lossy());
-            let parsed: Vec<Value> = serde_saphyr::from_multiple(&text(&name))
-                .unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert!(!parsed.is_empty(), "{name} is empty");
-            found.extend(parsed.into_iter().map(|document| (name.clone(), document)));
-        }
+/// Fails unless every container of the indexer among these objects fits the binary, and is locked down
+/// and bounded.
+pub(super) fn check(origin: &str, objects: &[Value]) {
+    for (pod, container) in ours(objects) {
+        takes_options_and_variables(origin, container);
+        has_ports_and_probes(origin, container);
+        is_locked_down(origin, pod, container);
     }
-    found
 }
 
-/// Our containers and init containers, each with its pod.
-fn containers() -> Vec<(String, Value, Value)> {
-    let mut found = Vec::new();
-    for (name, document) in documents() {
-        let pod = &document["spec"]["template"]["spec"];
-        for list in ["initContainers", "containers"] {
-            for container in pod[list].as_array().into_iter().flatten() {
-                let image = container["image"].as_str().unwrap_or_default();
-                if image.starts_with("status-indexer:") {
-                    found.push((name.clone(), pod.clone(), container.clone()));
-                }
-            }
-        }
-    }
-    assert_eq!(found.len(), 4, "migrate and run, in two manifests");
-    found
+/// The containers of the indexer, each with its pod.
+pub(super) fn ours(objects: &[Value]) -> Vec<(&Value, &Value)> {
+    let pods = objects
+        .iter()
+        .map(|object| &object["spec"]["template"]["spec"]);
+    pods.flat_map(|pod| containers(pod).map(move |container| (pod, container)))
+        .filter(|(_, container)| {
+            let image = container["image"].as_str().unwrap_or_default();
+            image.contains("status-indexer")
+        })
+        .collect()
 }
 
-fn strings(list: &Value) -> Vec<&str> {
+/// Whether a container is a native sidecar.
+pub(super) fn is_sidecar(container: &Value) -> bool {
+    container["restartPolicy"] == "Always"
+}
+
+pub(super) fn strings(list: &Value) -> Vec<&str> {
     let items = list.as_array().map_or(&[][..], Vec::as_slice);
     items.iter().filter_map(Value::as_str).collect()
 }
 
-/// The default port of the daemon's metrics.
-fn default_port() -> i64 {
+/// The default port of a listener of the daemon.
+pub(super) fn default_port(flag: &str) -> i64 {
     let cli = Cli::command();
     let flag = flags(&cli)
         .into_iter()
-        .find(|arg| arg.get_long() == Some("metrics-listen"))
+        .find(|arg| arg.get_long() == Some(flag))
         .expect("the daemon listens");
     let default = flag.get_default_values()[0].to_string_lossy().into_owned();
     let (_, port) = default.rsplit_once(':').expect("an address has a port");
     port.parse().expect("a port is a number")
 }
 
-#[test]
-fn the_manifests_use_only_options_and_variables_of_the_binary() {
+/// Its arguments and its variables are those of the binary.
+fn takes_options_and_variables(origin: &str, container: &Value) {
     let cli = Cli::command();
     let variables: Vec<_> = flags(&cli)
         .into_iter()
         .filter_map(|arg| Some(arg.get_env()?.to_string_lossy().into_owned()))
         .collect();
-    for (name, _, container) in containers() {
-        let args = strings(&container["args"]);
-        assert!(!args.is_empty(), "{name}: no command");
-        Cli::command()
-            .mut_args(|arg| arg.env(None::<&str>))
-            .try_get_matches_from(std::iter::once("status-indexer").chain(args))
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
-        for variable in container["env"].as_array().into_iter().flatten() {
-            let variable = variable["name"].as_str().expect("a variable has a name");
-            assert!(
-                variables.iter().any(|known| known == variable),
-                "{name}: {variable}"
-            );
+    let args = strings(&container["args"]);
+    assert!(!args.is_empty(), "{origin}: no command");
+    Cli::command()
+        .mut_args(|arg| arg.env(None::<&str>))
+        .try_get_matches_from(std::iter::once("status-indexer").chain(args))
+        .unwrap_or_else(|error| panic!("{origin}: {error}"));
+    for variable in items(&container["env"]) {
+        let name = variable["name"].as_str().expect("a variable has a name");
+        let known = variables.iter().any(|known| known == name);
+        assert!(known, "{origin}: {name}");
+        // A missing Secret would keep the containers after a sidecar from starting.
+        let reference = &variable["valueFrom"]["secretKeyRef"];
+        if is_sidecar(container) && !reference.is_null() {
+            assert_eq!(reference["optional"], true, "{origin}: {name}");
         }
-        assert_eq!(
-            container["envFrom"][0]["secretRef"]["name"], "metadata-service-db",
-            "{name}"
-        );
     }
 }
 
-#[test]
-fn ports_and_probes_agree_with_the_daemons_listeners() {
-    let port = default_port();
-    for (name, _, container) in containers() {
-        let args = strings(&container["args"]);
-        if args[0] != "run" {
+/// The daemon listens where its ports and probes say.
+fn has_ports_and_probes(origin: &str, container: &Value) {
+    let args = strings(&container["args"]);
+    if args[0] != "run" {
+        return;
+    }
+    let port = default_port("metrics-listen");
+    assert!(args.contains(&&*format!("[::]:{port}")), "{origin}");
+    let declared = &container["ports"][0];
+    assert_eq!(declared["containerPort"], port, "{origin}");
+    let probes = [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")];
+    for (kind, route) in probes {
+        let probe = &container[kind]["httpGet"];
+        // A sidecar's readiness would be that of the metadata service, and a startup probe would delay it.
+        if kind == "readinessProbe" && is_sidecar(container) {
+            assert!(container[kind].is_null(), "{origin}");
             continue;
         }
-        assert!(args.contains(&&*format!("[::]:{port}")), "{name}");
-        let declared = &container["ports"][0];
-        assert_eq!(declared["containerPort"], port, "{name}");
-        let probes = [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")];
-        for (kind, route) in probes {
-            let probe = &container[kind]["httpGet"];
-            // A sidecar's readiness would be that of the metadata service.
-            let sidecar = container["restartPolicy"] == "Always";
-            if kind == "readinessProbe" && sidecar {
-                assert!(container[kind].is_null(), "{name}");
-                assert!(container["startupProbe"].is_null(), "{name}");
-                continue;
-            }
-            assert_eq!(probe["path"], route, "{name}");
-            assert_eq!(probe["port"], declared["name"], "{name}");
-        }
+        assert_eq!(probe["path"], route, "{origin}");
+        assert_eq!(probe["port"], declared["name"], "{origin}");
     }
-    for (name, document) in documents() {
-        if document["kind"] == "Service" {
-            assert_eq!(document["spec"]["ports"][0]["port"], port, "{name}");
+    assert!(container["startupProbe"].is_null(), "{origin}");
+}
+
+/// It runs without privileges, and its memory is bounded.
+fn is_locked_down(origin: &str, pod: &Value, container: &Value) {
+    let own = &container["securityContext"];
+    let effective = |field: &str| {
+        let value = &own[field];
+        // The pod of a sidecar belongs to another chart.
+        if value.is_null() && !is_sidecar(container) {
+            pod["securityContext"][field].clone()
+        } else {
+            value.clone()
         }
-        for job in document["scrape_configs"].as_array().into_iter().flatten() {
-            for target in strings(&job["static_configs"][0]["targets"]) {
-                assert!(target.ends_with(&format!(":{port}")), "{name}");
-            }
-        }
+    };
+    assert_eq!(effective("runAsNonRoot"), true, "{origin}");
+    assert_eq!(effective("runAsUser"), 65532, "{origin}");
+    assert_eq!(effective("readOnlyRootFilesystem"), true, "{origin}");
+    assert_eq!(effective("allowPrivilegeEscalation"), false, "{origin}");
+    assert_eq!(
+        effective("seccompProfile")["type"],
+        "RuntimeDefault",
+        "{origin}"
+    );
+    assert_eq!(strings(&own["capabilities"]["drop"]), ["ALL"], "{origin}");
+    let memory = &container["resources"]["limits"]["memory"];
+    assert!(memory.is_string(), "{origin}");
+    if !is_sidecar(container) {
+        assert_eq!(pod["automountServiceAccountToken"], false, "{origin}");
+        assert_eq!(pod["enableServiceLinks"], false, "{origin}");
     }
 }
 
 #[test]
-fn every_container_of_ours_is_locked_down_and_bounded() {
-    for (name, pod, container) in containers() {
-        let own = &container["securityContext"];
-        let effective = |field: &str| {
-            let value = &own[field];
-            if value.is_null() {
-                pod["securityContext"][field].clone()
-            } else {
-                value.clone()
-            }
-        };
-        assert_eq!(effective("runAsNonRoot"), true, "{name}");
-        assert_eq!(effective("runAsUser"), 65532, "{name}");
-        assert_eq!(effective("readOnlyRootFilesystem"), true, "{name}");
-        assert_eq!(effective("allowPrivilegeEscalation"), false, "{name}");
-        assert_eq!(strings(&own["capabilities"]["drop"]), ["ALL"], "{name}");
-        assert!(
-            container["resources"]["limits"]["memory"].is_string(),
-            "{name}"
-        );
+fn the_scrape_configuration_has_the_port_of_the_metrics() {
+    let port = default_port("metrics-listen");
+    let parsed: Value =
+        serde_saphyr::from_str(&text("deploy/prometheus/scrape.yml")).expect("it is YAML");
+    let jobs = items(&parsed["scrape_configs"]);
+    assert!(!jobs.is_empty());
+    for job in jobs {
+        let targets = strings(&job["static_configs"][0]["targets"]);
+        assert!(!targets.is_empty());
+        for target in targets {
+            assert!(target.ends_with(&format!(":{port}")), "{target}");
+        }
     }
 }
 

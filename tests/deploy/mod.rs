@@ -3,7 +3,11 @@
 //! Promises that manifests, configurations and the plug-in work as they are shipped, and name only
 //! options, ports and paths that the product has.
 
+mod custom_resources;
 mod dashboard;
+mod helm;
+mod kubernetes;
+mod kustomize;
 mod manifests;
 mod monitoring;
 mod nginx;

@@ -45,7 +45,9 @@ fn documents() -> Vec<String> {
     let mut found: Vec<String> = ["README", "CONTRIBUTING", "SECURITY", "CHANGELOG"]
         .map(|name| format!("{name}.md"))
         .into();
-    found.push("deploy/metadata-service/README.md".to_owned());
+    for directory in ["metadata-service", "helm/status-indexer"] {
+        found.push(format!("deploy/{directory}/README.md"));
+    }
     for entry in std::fs::read_dir(path("docs")).expect("the directory exists") {
         let name = entry.expect("it can be listed").file_name();
         found.push(format!("docs/{}", name.to_string_lossy()));

@@ -16,6 +16,7 @@ mod races;
 mod rows;
 mod silence;
 mod soak;
+mod startup;
 mod supervision;
 mod triggers;
 mod visibility;

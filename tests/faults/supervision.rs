@@ -145,7 +145,6 @@ async fn a_daemon_started_before_its_database_waits_for_it() {
     let client = testkit::database::connect(&config).await;
     run(&client, UPSTREAM).await;
     drop(client);
-    // Complete from the start: the daemon would exit on a database without upstream's tables.
     eventually(TIMEOUT, "the database has its name", async || {
         let rename = format!("alter database {name}_made rename to {name}");
         admin.batch_execute(&rename).await.is_ok()
@@ -158,22 +157,6 @@ async fn a_daemon_started_before_its_database_waits_for_it() {
     let id = writer.insert_run("F", Some(now / 1000)).await;
     writer.attempt_ok("F", id, "True", now).await;
     eventually_status(&writer, "F", id, "completed").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn on_a_database_without_the_indexer_the_daemon_says_what_to_do() {
-    let database = Database::fresh().await;
-    let without_migrate = ["run", "--metrics-listen", "127.0.0.1:0"];
-    let daemon = Launch::on(&database).args(&without_migrate).spawn();
-    assert_eq!(daemon.exit().await.code(), Some(1));
-    let text = reason(&daemon);
-    assert!(text.contains("status-indexer migrate up"), "{text}");
-
-    let bare = Database::empty().await;
-    let daemon = Launch::on(&bare).spawn();
-    assert_eq!(daemon.exit().await.code(), Some(1));
-    let text = reason(&daemon);
-    assert!(text.contains("the table runs_v3 does not exist"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

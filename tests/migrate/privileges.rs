@@ -6,8 +6,7 @@ use testkit::wait::eventually_eq;
 use tokio_postgres::error::SqlState;
 
 use super::{
-    SOON, check_complete, dump, execute, migrate, migrate_as, owner, refused, role, same,
-    succeeded, url_of,
+    SOON, check_complete, dump, execute, migrate_as, owner, refused, role, same, succeeded, url_of,
 };
 
 #[tokio::test]
@@ -173,18 +172,4 @@ async fn a_granted_role_can_run_the_daemon_and_nothing_else() {
         );
     }
     assert!(daemon.terminate().await.success());
-}
-
-#[tokio::test]
-async fn a_role_without_the_grants_learns_what_to_do() {
-    let database = Database::fresh().await;
-    let stranger = role(&database, "stranger").await;
-    succeeded(&migrate(&database, &["up"]).await);
-    let daemon = Launch::on(&database)
-        .args(&["run", "--metrics-listen", "127.0.0.1:0"])
-        .env("DATABASE_URL", &url_of(&database, &stranger))
-        .spawn();
-    assert_eq!(daemon.exit().await.code(), Some(1));
-    let message = format!("{:?}", daemon.log());
-    assert!(message.contains("migrate up --grant-to ROLE"), "{message}");
 }
