@@ -1,7 +1,10 @@
 //! The commands, one file each: its options, its code and its exit code.
 
 pub mod backfill;
+pub mod completions;
+pub mod doctor;
 pub mod explain;
+pub mod man;
 pub mod migrate;
 pub mod run;
 pub mod verify;

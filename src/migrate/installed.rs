@@ -45,6 +45,15 @@ select version, to_char(applied_at at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS\"Z
     Ok(applied.collect())
 }
 
+/// What a newer binary has applied, if one has.
+pub(super) fn newer_step(history: &[Applied]) -> Option<String> {
+    let newest = STEPS.last().map_or(0, |step| step.version);
+    let newer = history.iter().find(|step| step.version > newest)?.version;
+    Some(format!(
+        "the database is at step {newer}, but this binary knows the steps up to {newest}"
+    ))
+}
+
 /// Whether the table of the history exists. Another table of that name, without the history's
 /// columns, does not count.
 pub(super) async fn history_exists(client: &Client) -> anyhow::Result<bool> {
@@ -89,15 +98,10 @@ impl Migrator<'_> {
     /// The versions of the recorded steps. An error if one is newer than this binary.
     pub(super) async fn applied(&self) -> anyhow::Result<Vec<i32>> {
         let history = history(&self.client).await?;
-        let versions: Vec<i32> = history.iter().map(|step| step.version).collect();
-        let newest = STEPS.last().map_or(0, |step| step.version);
-        if let Some(newer) = versions.iter().find(|version| **version > newest) {
-            bail!(
-                "the database is at step {newer}, but this binary knows the steps up to {newest}: \
-                 use the newer binary"
-            );
+        if let Some(newer) = newer_step(&history) {
+            bail!("{newer}: use the newer binary");
         }
-        Ok(versions)
+        Ok(history.iter().map(|step| step.version).collect())
     }
 
     /// An error if the indexer is installed for other tables.

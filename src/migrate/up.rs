@@ -3,6 +3,7 @@
 //! A recorded step is applied again if one of its triggers or its index was dropped or replaced.
 
 use anyhow::Context as _;
+use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
@@ -162,11 +163,7 @@ impl Migrator<'_> {
 
     /// Whether the ends of runs are kept.
     async fn keeps_finish(&self, applied: &[i32]) -> anyhow::Result<bool> {
-        const KEEPS_FINISH: &str = "\
--- migrate.keeps_finish
-select keeps_finished_at
-  from status_indexer.state";
-        Ok(applied.contains(&STATE_VERSION) && query_bool(&self.client, KEEPS_FINISH, &[]).await?)
+        Ok(applied.contains(&STATE_VERSION) && keeps_finish(&self.client).await?)
     }
 
     /// Keeps the ends of runs from now on. Returns whether they were not kept before.
@@ -233,6 +230,15 @@ select not exists (select
             }
         }
     }
+}
+
+/// Whether the ends of runs are kept, by the state.
+pub(super) async fn keeps_finish(client: &Client) -> anyhow::Result<bool> {
+    const KEEPS_FINISH: &str = "\
+-- migrate.keeps_finish
+select keeps_finished_at
+  from status_indexer.state";
+    query_bool(client, KEEPS_FINISH, &[]).await
 }
 
 /// The statement that records a step in the history.

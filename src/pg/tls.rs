@@ -6,6 +6,7 @@
 //! process.
 
 mod handshake;
+mod peer;
 mod verifier;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use rustls::{ClientConfig, RootCertStore};
 use verifier::{Chain, Verifier};
 
 pub(crate) use handshake::{HandshakeError, Tls};
+pub(crate) use peer::Peer;
+use peer::Record;
 
 /// The TLS parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +59,20 @@ pub(crate) enum TlsMode {
     VerifyCa,
     /// TLS with a certificate of a trusted authority for this host.
     VerifyFull,
+}
+
+impl TlsMode {
+    /// The name of the mode in `sslmode`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Allow => "allow",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
 }
 
 /// TLS parameters that cannot be used.
@@ -102,7 +119,9 @@ impl TlsParams {
         .into_iter()
         .flatten()
         .collect();
+        let peer = Record::default();
         let verifier = Verifier {
+            peer: peer.clone(),
             chain: self.chain(&provider)?,
             verify_name: self.mode == TlsMode::VerifyFull,
             provider: provider.clone(),
@@ -130,16 +149,26 @@ impl TlsParams {
         if self.direct {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
-        Ok(Tls::new(config))
+        Ok(Tls::new(config, peer))
+    }
+
+    /// Whether the server must have a certificate of a trusted authority.
+    pub(crate) fn verifies(&self) -> bool {
+        match self.mode {
+            TlsMode::Disable => false,
+            TlsMode::VerifyCa | TlsMode::VerifyFull => true,
+            TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => self.root_cert_path.is_some(),
+        }
     }
 
     /// How to verify the server's certificate; none where any is accepted.
     fn chain(&self, provider: &Arc<CryptoProvider>) -> Result<Option<Chain>, TlsError> {
-        let roots = match (&self.root_cert_path, self.mode) {
-            (_, TlsMode::Disable) => return Ok(None),
-            (Some(path), _) => certificates("trusted certificates", path)?,
-            (None, TlsMode::VerifyCa | TlsMode::VerifyFull) => SYSTEM_ROOTS.clone(),
-            (None, _) => return Ok(None),
+        if !self.verifies() {
+            return Ok(None);
+        }
+        let roots = match &self.root_cert_path {
+            Some(path) => certificates("trusted certificates", path)?,
+            None => SYSTEM_ROOTS.clone(),
         };
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(roots.iter().cloned());

@@ -30,6 +30,14 @@ impl Demand {
         sessions.into_iter().map(demand).collect()
     }
 
+    /// None but the parameters' own.
+    pub(super) fn any(session: TargetSession) -> Self {
+        Self {
+            session,
+            primary: false,
+        }
+    }
+
     pub(super) fn is_none(self) -> bool {
         !self.primary && self.session == TargetSession::Any
     }

@@ -11,6 +11,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 
+use super::peer::Record;
 use crate::pg::certificate::{self, Certificate, Problem};
 
 /// The trusted certificates.
@@ -26,6 +27,8 @@ pub(super) struct Chain {
 /// key of its certificate.
 #[derive(Debug)]
 pub(super) struct Verifier {
+    /// Receives what is seen of the server.
+    pub(super) peer: Record,
     pub(super) chain: Option<Chain>,
     pub(super) verify_name: bool,
     pub(super) provider: Arc<CryptoProvider>,
@@ -86,6 +89,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.peer.set("TLSv1.2", cert);
         let algorithms = &self.provider.signature_verification_algorithms;
         match Certificate::parse(cert) {
             Ok(parsed) if !parsed.is_version_3() => {
@@ -101,6 +105,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.peer.set("TLSv1.3", cert);
         let algorithms = &self.provider.signature_verification_algorithms;
         match Certificate::parse(cert) {
             Ok(parsed) if !parsed.is_version_3() => {
