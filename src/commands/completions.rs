@@ -20,7 +20,14 @@ pub struct CompletionsArgs {
 pub fn completions(args: &CompletionsArgs, mut command: clap::Command) -> Result<Exit, Failure> {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command, name, &mut script);
-    print(&String::from_utf8_lossy(&script))?;
+    clap_complete::generate(args.shell, &mut command, &name, &mut script);
+    let script = String::from_utf8_lossy(&script);
+    print(&with_one_name(&script, &name))?;
     Ok(Exit::Success)
+}
+
+/// The generator for bash writes the name of the program in two ways if it contains a hyphen, and then
+/// offers nothing after a command.
+fn with_one_name(script: &str, name: &str) -> String {
+    script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"))
 }

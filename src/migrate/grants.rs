@@ -74,7 +74,9 @@ pub(super) async fn missing(client: &Client, tables: &Tables) -> anyhow::Result<
     // By the catalog: `to_regclass` raises an error in a schema that the role may not use.
     const MISSING: &str = "\
 -- migrate.missing_privileges
-select format('%s on %I.%I%s', upper(w.privilege), w.schema, w.name, ' (' || w.column_name || ')')
+select format('%s on %I.%I', string_agg(upper(w.privilege) || coalesce(' (' || w.column_name || ')', ''), ', '
+                                        order by w.position),
+              w.schema, w.name)
   from unnest($1::text[], $2::text[], $3::text[], $4::text[]) with ordinality
          w (schema, name, privilege, column_name, position)
   join pg_namespace n on n.nspname = w.schema
@@ -89,7 +91,8 @@ select format('%s on %I.%I%s', upper(w.privilege), w.schema, w.name, ' (' || w.c
          when c.relkind = 'S' then not has_sequence_privilege(c.oid, w.privilege)
          else not has_table_privilege(c.oid, w.privilege)
        end
- order by w.position";
+ group by w.schema, w.name
+ order by min(w.position)";
     const MISSING_USAGE: &str = "\
 -- migrate.missing_usage
 select format('USAGE on schema %I', nspname)

@@ -150,7 +150,7 @@ impl Display for Part {
 pub(super) async fn triggers(client: &Client) -> anyhow::Result<Vec<Part>> {
     const TRIGGERS: &str = "\
 -- migrate.triggers
-select to_regclass(table_name)::text, trigger_name, state
+select coalesce(to_regclass(table_name)::text, table_name), trigger_name, state
   from status_indexer.triggers()";
     let rows = query(client, TRIGGERS, &[]).await?;
     let part = |row: &Row| {

@@ -2,12 +2,15 @@
 
 mod backfill;
 mod cli;
+mod doctor;
 mod environment;
 mod explain;
+mod man;
 mod operator;
 mod tls;
 mod verify;
 mod verify_standby;
+mod version;
 
 use testkit::daemon::Launch;
 use testkit::database::Database;

@@ -18,7 +18,7 @@ pub(crate) async fn start() -> Postgres {
 }
 
 /// Replaces the server's authentication rules.
-pub(super) async fn set_rules(server: &Postgres, rules: &str) {
+pub(crate) async fn set_rules(server: &Postgres, rules: &str) {
     install(server, "pg_hba.conf", rules.as_bytes());
     let client = testkit::database::connect(&server.config("postgres")).await;
     let reload = "select pg_reload_conf()";
