@@ -62,7 +62,7 @@ impl ConnectionArgs {
             grant_to: None,
             grant_dump_to: Vec::new(),
             allow_publications: false,
-            ui: false,
+            ui: crate::migrate::Ui::AsIs,
         }
     }
 

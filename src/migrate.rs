@@ -23,6 +23,7 @@ mod render;
 mod status;
 mod steps;
 mod tables;
+mod ui;
 mod up;
 mod view;
 
@@ -30,4 +31,4 @@ pub use down::down;
 pub use migrator::{LOCK_TIMEOUT, NEWEST_TESTED_SERVER, OLDEST_SERVER};
 pub use status::status;
 pub use tables::{Table, TableNames, Tables, upstream_notify_triggers};
-pub use up::{Options, up};
+pub use up::{Options, Ui, up};

@@ -80,12 +80,13 @@ select to_char(valid_since at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS\"Z\"'),
     if let Some(since) = since {
         return Ok(vec![Outcome::ok(format!("valid since {since}"))]);
     }
-    let (compared, estimate): (i64, i64) = (row.get(1), row.get(2));
+    let compared: i64 = row.get(1);
+    let estimate: Option<i64> = row.get(2);
     Ok(vec![Outcome::problem(
         format!(
             "not valid, so readers get no statuses: the backfill has compared {compared} of about {} \
              runs",
-            estimate.max(compared)
+            estimate.unwrap_or_default().max(compared)
         ),
         "wait while `status-indexer run` works, or run `status-indexer backfill`",
     )])

@@ -14,6 +14,7 @@ mod privileges;
 mod publications;
 mod refusals;
 mod tables;
+mod ui;
 mod up;
 mod upstream_changes;
 
