@@ -30,10 +30,10 @@ impl Demand {
         sessions.into_iter().map(demand).collect()
     }
 
-    /// None but the parameters' own.
-    pub(super) fn any(session: TargetSession) -> Self {
+    /// Any server at all.
+    pub(super) fn none() -> Self {
         Self {
-            session,
+            session: TargetSession::Any,
             primary: false,
         }
     }

@@ -15,7 +15,7 @@ use super::error::{Cause, ConnectError};
 use super::lookup::place;
 use super::role::{Demand, ROLE};
 use super::traffic::with_traffic;
-use crate::pg::params::{Limit, Params, PasswordOrigin, Target, TargetSession, process_env};
+use crate::pg::params::{Limit, Params, PasswordOrigin, Target, process_env};
 use crate::pg::timeouts::CONNECT_TIMEOUT;
 use crate::pg::tls::{Peer, TlsMode};
 
@@ -156,7 +156,7 @@ impl Connector {
     ) -> Result<Reached, String> {
         let password = self.source.password(attempt.params, target);
         let password = password.map_err(|error| crate::error::chain(&error))?;
-        let any = Demand::any(TargetSession::Any);
+        let any = Demand::none();
         let tried = attempt.address(target, address, password.as_ref(), any);
         let Some((client, mut traffic)) = tried.await.unpack(failed) else {
             let reasons: Vec<String> = failed.reasons().collect();
