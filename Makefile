@@ -12,11 +12,18 @@ READS ?=
 # Options for the benchmarks: make bench-latency BENCH='--seconds 60'
 BENCH ?=
 
+# Where install and uninstall put their files, below DESTDIR, which a package builder sets.
+PREFIX ?= /usr/local
+DESTDIR ?=
+# The profile of the binary that install builds; or, in BINARY, a binary that is built already.
+PROFILE ?= release
+BINARY ?=
+
 # The PostgreSQL versions of test-versions, and names or prefixes of its tests; unset: all.
 VERSIONS ?=
 TESTS ?=
 
-.PHONY: help demo test test-versions soak lint setup bench
+.PHONY: help demo test test-versions soak lint setup bench install uninstall
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -71,6 +78,28 @@ bench-api: .bench-api
 .bench-%:
 	@.ci/setup bench
 	$(CARGO) bench --locked --bench bench -- $* $(BENCH)
+
+# Cargo's directory of the profile dev has another name.
+built = $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/status-indexer
+binary = $(or $(BINARY),$(built))
+bin = $(DESTDIR)$(PREFIX)/bin
+man = $(DESTDIR)$(PREFIX)/share/man/man1
+bash = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+zsh = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+fish = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+install: ## Install the binary, its manual pages and completions: make install [PREFIX=/usr/local] [DESTDIR=] [BINARY=]
+	$(if $(BINARY),,$(CARGO) build --locked --profile $(PROFILE) --package status-indexer)
+	install -d '$(bin)' '$(man)' '$(bash)' '$(zsh)' '$(fish)'
+	install -m 755 '$(binary)' '$(bin)/status-indexer'
+	umask 022 && '$(binary)' man '$(man)'
+	umask 022 && '$(binary)' completions bash >'$(bash)/status-indexer'
+	umask 022 && '$(binary)' completions zsh >'$(zsh)/_status-indexer'
+	umask 022 && '$(binary)' completions fish >'$(fish)/status-indexer.fish'
+
+uninstall: ## Remove what install has installed, with the same PREFIX and DESTDIR
+	rm -f '$(bin)/status-indexer' '$(man)/status-indexer.1' '$(man)'/status-indexer-*.1
+	rm -f '$(bash)/status-indexer' '$(zsh)/_status-indexer' '$(fish)/status-indexer.fish'
 
 setup: ## Install what the demo and the tests need, where it is missing
 	@.ci/setup test

@@ -4,18 +4,23 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::commands::backfill::{BackfillArgs, backfill};
+use crate::commands::completions::{CompletionsArgs, completions};
+use crate::commands::doctor::{DoctorArgs, doctor};
 use crate::commands::explain::{ExplainArgs, explain};
+use crate::commands::man::{ManArgs, man};
 use crate::commands::migrate::{MigrateArgs, migrate};
 use crate::commands::run::{RunArgs, run};
 use crate::commands::verify::{VerifyArgs, verify};
 use crate::exit::{Exit, Failure};
 use crate::telemetry::{self, LogFormat};
+use crate::version;
 
 /// Keeps the status of every Metaflow run in an indexed column
 #[derive(Debug, Parser)]
 #[command(
     name = "status-indexer",
-    version,
+    version = version::VERSION,
+    long_version = version::LONG,
     about,
     after_help = "Exit codes: 0 success, 1 failure or drift, 2 unknown, 64 bad usage or configuration."
 )]
@@ -86,6 +91,12 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Explain the status of one run: the evidence, the rule, and when it can change
     Explain(ExplainArgs),
+    /// Check the installation, read only, and say what to do; exit code 1 if there is a problem
+    Doctor(DoctorArgs),
+    /// Print the script with which a shell completes commands and flags
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all commands to a directory
+    Man(ManArgs),
 }
 
 /// Runs a command.
@@ -100,5 +111,8 @@ pub async fn execute(command: Command, stop: CancellationToken) -> Result<Exit, 
         Command::Backfill(args) => Box::pin(backfill(args, &stop)).await,
         Command::Verify(args) => Box::pin(verify(args, &stop)).await,
         Command::Explain(args) => Box::pin(explain(args, &stop)).await,
+        Command::Doctor(args) => Box::pin(doctor(args, &stop)).await,
+        Command::Completions(args) => completions(&args, Cli::command()),
+        Command::Man(args) => man(&args, Cli::command()),
     }
 }

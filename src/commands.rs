@@ -1,7 +1,10 @@
 //! The commands, one file each: its options, its code and its exit code.
 
 pub mod backfill;
+pub mod completions;
+pub mod doctor;
 pub mod explain;
+pub mod man;
 pub mod migrate;
 pub mod run;
 pub mod verify;
@@ -59,7 +62,7 @@ impl ConnectionArgs {
             grant_to: None,
             grant_dump_to: Vec::new(),
             allow_publications: false,
-            ui: false,
+            ui: crate::migrate::Ui::AsIs,
         }
     }
 

@@ -36,9 +36,11 @@ use crate::migrate;
 use crate::pg::{Connector, Db, SessionMode, SessionProfile};
 use crate::signals::Signals;
 use crate::store::Store;
+use crate::version;
 use health::Health;
 use leadership::Leadership;
 use listener::Listener;
+pub(crate) use listener::{LEADER_SILENCE, NOTIFY_QUEUE_FULL};
 use reconciler::Reconciler;
 use sampler::Sampler;
 use startup::{Started, Startup};
@@ -117,7 +119,8 @@ impl Daemon {
         tracing::info!(
             metrics.addr = %addresses.metrics.addr,
             http.addr = addresses.api.as_ref().map(|api| tracing::field::display(api.addr)),
-            version = env!("CARGO_PKG_VERSION"),
+            version = version::VERSION,
+            commit = version::COMMIT,
             "status-indexer"
         );
         let mut stages = JoinSet::new();

@@ -29,6 +29,7 @@ pub mod output;
 mod percent;
 pub mod shutdown;
 pub mod telemetry;
+pub mod version;
 
 pub mod metrics;
 pub mod signals;
@@ -46,6 +47,7 @@ pub mod migrate;
 
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 
 pub mod cli;
 pub mod commands;

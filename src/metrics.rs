@@ -17,6 +17,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::Error;
 use crate::status::{Reason, Status};
+use crate::version;
 pub use conditions::Condition;
 use conditions::Conditions;
 pub use lags::Lags;
@@ -79,8 +80,8 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// Always 1; the label is the version of the binary.
-    build_info: GaugeVec("version"),
+    /// Always 1; the labels are the version of the binary, and the commit from which it was built.
+    build_info: GaugeVec("version", "commit"),
     /// 1 while the database answers.
     up: IntGauge,
     /// 1 while this daemon is the leader.
@@ -367,7 +368,7 @@ impl Metrics {
             ))
             .expect("the process collector is registered once");
         self.build_info
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .with_label_values(&[version::VERSION, version::COMMIT])
             .set(1.0);
     }
 

@@ -20,17 +20,19 @@ mod session;
 mod timeouts;
 mod tls;
 
-pub(crate) use connect::Traffic;
 pub use connect::{ConnectError, Connector};
+pub(crate) use connect::{Place, Survey, Traffic, drive};
 pub use logins::Logins;
 pub use mode::detect_mode;
 pub(crate) use names::{CHANNEL, LEADER_LOCK, LOCK_CLASS, MIGRATION_LOCK};
+pub(crate) use params::PasswordOrigin;
 pub use params::{ParamsError, ParamsSource};
 pub use pool::{Db, Param};
 pub(crate) use pool::{Pool, PooledClient, connect_error, pool_of};
 pub use session::{SessionMode, SessionProfile};
 pub(crate) use timeouts::{CONNECT_TIMEOUT, LONG, SHORT};
 pub use tls::TlsError;
+pub(crate) use tls::{Peer, TlsMode};
 
 /// Quotes a name as an SQL identifier.
 #[must_use]

@@ -24,6 +24,7 @@ pub use batch::{BatchSize, MAX_BATCH};
 pub use bounds::{Mark, Publication};
 pub(crate) use explain::{EXPLAIN, decode as decode_explanation};
 pub use explain::{Evidence, EvidenceRow, Explanation, explain};
+pub(crate) use queue::queue_depth;
 pub use queue::{Drained, QueueRows};
 pub use runs::{Compared, DEADLINE_SLACK, Detail, Difference, Due, Explained};
 pub(crate) use state::INVALIDATE;

@@ -24,7 +24,7 @@ pub(super) fn document(prefix: &str, needs_token: bool) -> String {
         "openapi": "3.0.3",
         "info": {
             "title": "status-indexer read API",
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": crate::version::VERSION,
             "description": format!(
                 "The runs of a Metaflow flow, filtered by status and other fields, in the metadata service's format. \
                  A query has at most {MAX_QUERY} bytes, {MAX_PARAMS} parameters and {MAX_VALUES} filter values. \

@@ -48,6 +48,9 @@ pub struct MigrateArgs {
         global = true
     )]
     ui: bool,
+    /// Remove what --ui stores: the ends of runs and their three indexes
+    #[arg(long, global = true)]
+    no_ui: bool,
     #[command(flatten)]
     wait: WaitArgs,
     #[command(flatten)]
@@ -79,6 +82,22 @@ pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit
             "--grant-to is an option of `migrate up`; `migrate down` revokes all that was granted"
         )));
     }
+    let ui = match (args.ui, args.no_ui) {
+        (false, false) => migrate::Ui::AsIs,
+        (true, false) => migrate::Ui::Keep,
+        (false, true) => migrate::Ui::Remove,
+        (true, true) => {
+            return Err(Failure::Usage(anyhow::anyhow!(
+                "--ui and --no-ui contradict each other: give one of them, and unset STATUS_INDEXER_UI \
+                 for --no-ui"
+            )));
+        }
+    };
+    if args.no_ui && direction != Direction::Up {
+        return Err(Failure::Usage(anyhow::anyhow!(
+            "--no-ui is an option of `migrate up`; `migrate down` removes everything"
+        )));
+    }
     if direction != Direction::Status && !args.wait.for_connection(&connector, stop).await? {
         return Ok(Exit::Failure);
     }
@@ -88,7 +107,7 @@ pub async fn migrate(args: MigrateArgs, stop: &CancellationToken) -> Result<Exit
                 grant_to,
                 grant_dump_to: args.grant_dump_to,
                 allow_publications: args.allow_publications,
-                ui: args.ui,
+                ui,
                 ..args.connection.migration()
             };
             migrate::up(&connector, &options, stop).await?;

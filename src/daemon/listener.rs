@@ -49,14 +49,14 @@ const WITHOUT_SESSION: Duration = Duration::from_secs(3);
 
 /// A leader that has not renewed its heartbeat for this long is presumed dead or frozen, even if
 /// its session still holds the lock: the server process of that session may be frozen too.
-const LEADER_SILENCE: Duration = Duration::from_secs(5);
+pub(crate) const LEADER_SILENCE: Duration = Duration::from_secs(5);
 
 /// If no probe has succeeded for this long, no leader is known.
 const LEADERLESS_AFTER: Duration = Duration::from_secs(10);
 
 /// From this usage of the notification queue on, each probe wakes the worker, because writers stop
 /// notifying at one half.
-const NOTIFY_QUEUE_FULL: f64 = 0.4;
+pub(crate) const NOTIFY_QUEUE_FULL: f64 = 0.4;
 
 /// $1: whether this session holds the lock; $2, $3: the lock; $4: `LEADER_SILENCE` in milliseconds.
 /// The holder renews the heartbeat, a sequence, because it is read and written in place.

@@ -58,7 +58,7 @@ fn render(metrics: &Metrics, now: SystemTime) -> String {
 </html>
 ",
         headline = escape(&headline),
-        version = escape(env!("CARGO_PKG_VERSION")),
+        version = escape(crate::version::VERSION),
         tiles = tiles(metrics),
         pipeline = pipeline(metrics),
         consistency = consistency(metrics, now),

@@ -2,14 +2,31 @@
 //!
 //! `pg_dump` locks and reads every table and sequence, and fails at the first that it may not read.
 
+use tokio_postgres::Client;
+
 use super::migrator::Migrator;
 use super::query::query;
 
 impl Migrator<'_> {
     /// Logs the login roles that can read everything in the database except the indexer's schema.
     pub(super) async fn warn_of_dumps(&self) -> anyhow::Result<()> {
-        // The members of `pg_read_all_data` can read every schema, and owners and superusers too.
-        const DUMP_ROLES: &str = "\
+        let roles = without_dump(&self.client).await?;
+        if !roles.is_empty() {
+            tracing::warn!(
+                roles = roles.join(", "),
+                "these roles can read all tables of the database except those of the schema \
+                 status_indexer, so a dump by one of them fails: run `status-indexer migrate up \
+                 --grant-dump-to ROLE` for each role that makes dumps"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The login roles that can read everything in the database except the indexer's schema, 20 at most.
+pub(super) async fn without_dump(client: &Client) -> anyhow::Result<Vec<String>> {
+    // The members of `pg_read_all_data` can read every schema, and owners and superusers too.
+    const DUMP_ROLES: &str = "\
 -- migrate.dump_roles
 with relations as (
   select c.oid, c.relkind, n.oid as schema, n.nspname = 'status_indexer' as own
@@ -38,16 +55,6 @@ select rolname::text
 having bool_and(own)
  order by 1
  limit 20";
-        let rows = query(&self.client, DUMP_ROLES, &[]).await?;
-        let roles: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
-        if !roles.is_empty() {
-            tracing::warn!(
-                roles = roles.join(", "),
-                "these roles can read all tables of the database except those of the schema \
-                 status_indexer, so a dump by one of them fails: run `status-indexer migrate up \
-                 --grant-dump-to ROLE` for each role that makes dumps"
-            );
-        }
-        Ok(())
-    }
+    let rows = query(client, DUMP_ROLES, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }

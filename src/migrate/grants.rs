@@ -30,6 +30,114 @@ grant select, update on sequence status_indexer.notify_suppressed_until, status_
 grant update (run_status, run_finished_at) on {{runs}} to {{role}};
 ";
 
+/// A privilege on an object or on one of its columns, as a statement of [`GRANT_OWN`] grants it.
+#[derive(Debug, PartialEq, Eq)]
+struct Own {
+    privilege: &'static str,
+    /// A name with its schema, or the placeholder of a table.
+    object: &'static str,
+    column: Option<&'static str>,
+}
+
+/// The privileges that [`GRANT_OWN`] grants, one by one.
+fn own_privileges() -> Vec<Own> {
+    let mut all = Vec::new();
+    for line in GRANT_OWN.lines() {
+        let granted = line
+            .strip_prefix("grant ")
+            .and_then(|grant| grant.strip_suffix(" to {{role}};"))
+            .and_then(|grant| grant.split_once(" on "));
+        let Some((privileges, objects)) = granted else {
+            continue;
+        };
+        let objects = objects.trim_start_matches("sequence ");
+        let (names, columns) = match privileges.split_once(" (") {
+            Some((name, columns)) => (name, Some(columns.trim_end_matches(')'))),
+            None => (privileges, None),
+        };
+        for object in objects.split(", ") {
+            for privilege in names.split(", ") {
+                let on = |column| Own {
+                    privilege,
+                    object,
+                    column,
+                };
+                match columns {
+                    Some(columns) => all.extend(columns.split(", ").map(|name| on(Some(name)))),
+                    None => all.push(on(None)),
+                }
+            }
+        }
+    }
+    all
+}
+
+/// What `run` needs and the session's role lacks: what `--grant-to` would grant.
+///
+/// # Errors
+/// If the catalog cannot be read.
+pub(super) async fn missing(client: &Client, tables: &Tables) -> anyhow::Result<Vec<String>> {
+    // By the catalog: `to_regclass` raises an error in a schema that the role may not use.
+    const MISSING: &str = "\
+-- migrate.missing_privileges
+select format('%s on %I.%I', string_agg(upper(w.privilege) || coalesce(' (' || w.column_name || ')', ''), ', '
+                                        order by w.position),
+              w.schema, w.name)
+  from unnest($1::text[], $2::text[], $3::text[], $4::text[]) with ordinality
+         w (schema, name, privilege, column_name, position)
+  join pg_namespace n on n.nspname = w.schema
+  join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+ where case
+         when w.column_name is not null then
+           exists (select
+                     from pg_attribute a
+                    where a.attrelid = c.oid
+                      and a.attname = w.column_name
+                      and not has_column_privilege(c.oid, a.attnum, w.privilege))
+         when c.relkind = 'S' then not has_sequence_privilege(c.oid, w.privilege)
+         else not has_table_privilege(c.oid, w.privilege)
+       end
+ group by w.schema, w.name
+ order by min(w.position)";
+    const MISSING_USAGE: &str = "\
+-- migrate.missing_usage
+select format('USAGE on schema %I', nspname)
+  from pg_namespace
+ where nspname = any ($1)
+   and not has_schema_privilege(oid, 'usage')
+ order by 1";
+    let (runs, metadata) = (&tables.runs, &tables.metadata);
+    let schemas = ["status_indexer", &runs.schema, &metadata.schema];
+    let rows = query(client, MISSING_USAGE, &[(&&schemas[..], Type::TEXT_ARRAY)]).await?;
+    let mut missing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let own = own_privileges();
+    let upstream = ["{{runs}}", "{{metadata}}"].map(|object| Own {
+        privilege: "select",
+        object,
+        column: None,
+    });
+    let wanted: Vec<&Own> = own.iter().chain(&upstream).collect();
+    let (schemas, names): (Vec<&str>, Vec<&str>) = wanted
+        .iter()
+        .map(|own| match own.object {
+            "{{runs}}" => (&*runs.schema, &*runs.name),
+            "{{metadata}}" => (&*metadata.schema, &*metadata.name),
+            object => object.split_once('.').unwrap_or(("", object)),
+        })
+        .unzip();
+    let privileges: Vec<&str> = wanted.iter().map(|own| own.privilege).collect();
+    let columns: Vec<Option<&str>> = wanted.iter().map(|own| own.column).collect();
+    let params = [
+        (&schemas as _, Type::TEXT_ARRAY),
+        (&names as _, Type::TEXT_ARRAY),
+        (&privileges as _, Type::TEXT_ARRAY),
+        (&columns as _, Type::TEXT_ARRAY),
+    ];
+    let rows = query(client, MISSING, &params).await?;
+    missing.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+    Ok(missing)
+}
+
 /// What `pg_dump` reads in the indexer's own schema.
 const GRANT_DUMP: &str = "\
 -- migrate.grant_dump
@@ -200,4 +308,25 @@ fn statement(verb: &str, privilege: &str, object: &str, preposition: &str, role:
         "table"
     };
     format!("{verb} {privilege} on {kind} {object} {preposition} {role};\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_statement_of_the_grants_is_read() {
+        let statements = GRANT_OWN.lines().filter(|line| line.starts_with("grant "));
+        let objects = statements.map(|line| line.matches("status_indexer.").count().max(1));
+        let all = own_privileges();
+        let mut distinct: Vec<&str> = all.iter().map(|own| own.object).collect();
+        distinct.dedup();
+        assert_eq!(distinct.len(), objects.sum::<usize>(), "{all:?}");
+        assert!(all.contains(&Own {
+            privilege: "update",
+            object: "{{runs}}",
+            column: Some("run_status"),
+        }));
+        assert!(all.iter().all(|own| !own.privilege.contains([' ', '('])));
+    }
 }

@@ -76,14 +76,15 @@ select has_schema_privilege(current_user, $1, 'create')";
         self.become_owner().await
     }
 
-    /// Drops the index of a step, if it exists and is the indexer's.
-    pub(super) async fn drop_index(&self, step: &Step) -> anyhow::Result<()> {
-        if validity(&self.client, &self.tables, step).await?.is_some() {
+    /// Drops the index of a step, if it exists and is the indexer's. Returns whether it existed.
+    pub(super) async fn drop_index(&self, step: &Step) -> anyhow::Result<bool> {
+        let exists = validity(&self.client, &self.tables, step).await?.is_some();
+        if exists {
             let name = qualified_name(&self.tables, step);
             self.run_with_progress(&format!("drop index concurrently {name}"))
                 .await?;
         }
-        Ok(())
+        Ok(exists)
     }
 
     /// Runs a statement without a time limit. Logs its progress, and cancels it when the migrator

@@ -45,6 +45,16 @@ select version, to_char(applied_at at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS\"Z
     Ok(applied.collect())
 }
 
+/// What a newer binary has applied, if one has.
+pub(super) fn newer_step(history: &[Applied]) -> Option<NewerDatabase> {
+    let newest = STEPS.last().map_or(0, |step| step.version);
+    let newer = history.iter().find(|step| step.version > newest)?;
+    Some(NewerDatabase {
+        step: newer.version,
+        newest,
+    })
+}
+
 /// Whether the table of the history exists. Another table of that name, without the history's
 /// columns, does not count.
 pub(super) async fn history_exists(client: &Client) -> anyhow::Result<bool> {
@@ -87,28 +97,30 @@ select coalesce(bool_or(schema_was_there), false)
 
 /// A newer binary has migrated the database. Its daemon of the previous version still works.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the database is at step {step}, but this binary knows the steps up to {newest}: use the newer \
-     binary"
-)]
+#[error("{}: use the newer binary", self.finding())]
 pub(crate) struct NewerDatabase {
     step: i32,
     newest: i32,
+}
+
+impl NewerDatabase {
+    /// What is the case, without what to do.
+    pub(super) fn finding(&self) -> String {
+        format!(
+            "the database is at step {}, but this binary knows the steps up to {}",
+            self.step, self.newest
+        )
+    }
 }
 
 impl Migrator<'_> {
     /// The versions of the recorded steps. An error if one is newer than this binary.
     pub(super) async fn applied(&self) -> anyhow::Result<Vec<i32>> {
         let history = history(&self.client).await?;
-        let versions: Vec<i32> = history.iter().map(|step| step.version).collect();
-        let newest = STEPS.last().map_or(0, |step| step.version);
-        if let Some(newer) = versions.iter().find(|version| **version > newest) {
-            bail!(NewerDatabase {
-                step: *newer,
-                newest
-            });
+        if let Some(newer) = newer_step(&history) {
+            bail!(newer);
         }
-        Ok(versions)
+        Ok(history.iter().map(|step| step.version).collect())
     }
 
     /// An error if the indexer is installed for other tables.

@@ -172,7 +172,7 @@ select current_setting('server_version_num')::integer";
 }
 
 /// What to log about a server of this major version, which is an error if it is too old.
-fn untested(major: i32) -> anyhow::Result<Option<String>> {
+pub(super) fn untested(major: i32) -> anyhow::Result<Option<String>> {
     ensure!(
         major >= OLDEST_SERVER,
         "the server is PostgreSQL {major}: upgrade it to version {OLDEST_SERVER} or later"

@@ -3,7 +3,7 @@
 //! Otherwise the objects would belong to the login that ran the first migration, and no other member
 //! of the owning role could upgrade or remove them.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
@@ -11,6 +11,55 @@ use super::migrator::Migrator;
 use super::query::{query_bool, query_one, query_opt};
 use super::tables::Tables;
 use crate::pg::quote_ident;
+
+/// The owners of both tables, and the role of the session.
+#[derive(Debug)]
+pub(super) struct Owners {
+    pub(super) of_runs: String,
+    pub(super) of_metadata: String,
+    login: String,
+    memberships: [bool; 2],
+    superuser: bool,
+}
+
+impl Owners {
+    pub(super) async fn of(client: &Client, tables: &Tables) -> anyhow::Result<Self> {
+        const OWNERS: &str = "\
+-- migrate.owners
+select pg_get_userbyid(r.relowner)::text, pg_get_userbyid(m.relowner)::text, current_user::text,
+       pg_has_role(r.relowner, 'member'), pg_has_role(m.relowner, 'member'),
+       (select rolsuper from pg_roles where rolname = current_user)
+  from pg_class r, pg_class m
+ where r.oid = to_regclass($1)
+   and m.oid = to_regclass($2)";
+        let (runs, metadata) = (tables.runs.quoted(), tables.metadata.quoted());
+        let names = [(&runs as _, Type::TEXT), (&metadata as _, Type::TEXT)];
+        let row = query_one(client, OWNERS, &names).await?;
+        Ok(Self {
+            of_runs: row.get(0),
+            of_metadata: row.get(1),
+            login: row.get(2),
+            memberships: [row.get(3), row.get(4)],
+            superuser: row.get(5),
+        })
+    }
+
+    /// Both owners if they differ, and what to do.
+    pub(super) fn difference(&self, tables: &Tables) -> Option<(String, String)> {
+        let (runs, metadata) = (tables.runs.quoted(), tables.metadata.quoted());
+        let (owner, other) = (&self.of_runs, &self.of_metadata);
+        (owner != other).then(|| {
+            let owner_name = quote_ident(owner);
+            (
+                format!("{runs} belongs to {owner}, but {metadata} belongs to {other}"),
+                format!(
+                    "give both the same owner, for example with `alter table {metadata} owner to \
+                     {owner_name}`"
+                ),
+            )
+        })
+    }
+}
 
 /// The roles of a migration.
 #[derive(Debug)]
@@ -30,39 +79,26 @@ impl Roles {
     /// # Errors
     /// If that is not so; the message names the owners.
     pub(super) async fn check(client: &Client, tables: &Tables) -> anyhow::Result<Self> {
-        const OWNERS: &str = "\
--- migrate.owners
-select pg_get_userbyid(r.relowner)::text, pg_get_userbyid(m.relowner)::text, current_user::text,
-       pg_has_role(r.relowner, 'member'), pg_has_role(m.relowner, 'member'),
-       (select rolsuper from pg_roles where rolname = current_user)
-  from pg_class r, pg_class m
- where r.oid = to_regclass($1)
-   and m.oid = to_regclass($2)";
-        let (runs, metadata) = (tables.runs.quoted(), tables.metadata.quoted());
-        let names = [(&runs as _, Type::TEXT), (&metadata as _, Type::TEXT)];
-        let row = query_one(client, OWNERS, &names).await?;
-        let (owner, other, login): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-        let memberships: [bool; 2] = [row.get(3), row.get(4)];
+        let owners = Owners::of(client, tables).await?;
+        let login = &owners.login;
         for (table, owner, member) in [
-            (&runs, &owner, memberships[0]),
-            (&metadata, &other, memberships[1]),
+            (&tables.runs, &owners.of_runs, owners.memberships[0]),
+            (&tables.metadata, &owners.of_metadata, owners.memberships[1]),
         ] {
             ensure!(
                 member,
-                "the role {login} does not own {table}: migrate as {owner} or as a member of it; for \
-                 a daemon that runs as another role, add --grant-to"
+                "the role {login} does not own {}: migrate as {owner} or as a member of it; for a \
+                 daemon that runs as another role, add --grant-to",
+                table.quoted()
             );
         }
-        ensure!(
-            owner == other,
-            "{runs} belongs to {owner}, but {metadata} belongs to {other}: give both the same owner, \
-             for example with `alter table {metadata} owner to {}`",
-            quote_ident(&owner)
-        );
+        if let Some((difference, repair)) = owners.difference(tables) {
+            bail!("{difference}: {repair}");
+        }
         Ok(Self {
-            owner,
-            login,
-            superuser: row.get(5),
+            owner: owners.of_runs,
+            login: owners.login,
+            superuser: owners.superuser,
         })
     }
 }
@@ -104,7 +140,24 @@ select has_database_privilege(current_user, current_database(), 'create')";
     /// An error if the installed objects belong to a role other than the tables' owner, for example
     /// because the tables were given another owner later.
     pub(super) async fn check_objects_owned(&self) -> anyhow::Result<()> {
-        const OBJECTS_OWNER: &str = "\
+        let foreign = foreign_objects(&self.client, &self.roles.owner).await?;
+        if let Some(foreign) = foreign {
+            bail!("{foreign}: {OBJECTS_OWNER_REPAIR}");
+        }
+        Ok(())
+    }
+}
+
+/// How to give the indexer's objects the owner of the tables.
+pub(super) const OBJECTS_OWNER_REPAIR: &str =
+    "as a superuser, run `status-indexer migrate down` and then `status-indexer migrate up`";
+
+/// Which role owns the indexer's objects, if it is not `owner`, the owner of the tables.
+pub(super) async fn foreign_objects(
+    client: &Client,
+    owner: &str,
+) -> anyhow::Result<Option<String>> {
+    const OBJECTS_OWNER: &str = "\
 -- migrate.objects_owner
 select pg_get_userbyid(c.relowner)::text
   from pg_class c
@@ -112,17 +165,11 @@ select pg_get_userbyid(c.relowner)::text
  where n.nspname = 'status_indexer'
    and c.relname = 'schema_history'
    and pg_get_userbyid(c.relowner) <> $1";
-        let owner = &self.roles.owner;
-        let row = query_opt(&self.client, OBJECTS_OWNER, &[(owner, Type::TEXT)]).await?;
-        let Some(row) = row else {
-            return Ok(());
-        };
+    let row = query_opt(client, OBJECTS_OWNER, &[(&owner, Type::TEXT)]).await?;
+    Ok(row.map(|row| {
         let other: String = row.get(0);
-        anyhow::bail!(
-            "the tables belong to {owner}, but the indexer's objects belong to {other}: as a \
-             superuser, run `status-indexer migrate down` and then `status-indexer migrate up`"
-        )
-    }
+        format!("the tables belong to {owner}, but the indexer's objects belong to {other}")
+    }))
 }
 
 fn set_role(role: &str) -> String {

@@ -5,14 +5,16 @@
 //! stops before it adds anything, unless the operator has prepared the subscribers.
 
 use anyhow::bail;
+use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
 use super::migrator::Migrator;
 use super::query::query;
+use super::tables::Tables;
 
 /// A publication that contains the runs table with all of its columns.
-struct Publication {
-    name: String,
+pub(super) struct Publication {
+    pub(super) name: String,
     /// `for all tables`: it also contains the indexer's own tables.
     all_tables: bool,
 }
@@ -20,7 +22,7 @@ struct Publication {
 impl Migrator<'_> {
     /// An error if subscribers of this database need the column first.
     pub(super) async fn check_publications(&self) -> anyhow::Result<()> {
-        let publications = self.publications().await?;
+        let publications = publications(&self.client, &self.tables).await?;
         if publications.is_empty() {
             return Ok(());
         }
@@ -48,11 +50,16 @@ impl Migrator<'_> {
         }
         bail!("{message}. Then run `status-indexer migrate up --allow-publications`")
     }
+}
 
-    /// The publications that would contain the new column. One that lists the columns does not.
-    async fn publications(&self) -> anyhow::Result<Vec<Publication>> {
-        // `to_jsonb`, because `prattrs` exists since PostgreSQL 15.
-        const PUBLICATIONS: &str = "\
+/// The publications that contain all columns of the runs table, also those that are added to it. One that
+/// lists its columns does not.
+pub(super) async fn publications(
+    client: &Client,
+    tables: &Tables,
+) -> anyhow::Result<Vec<Publication>> {
+    // `to_jsonb`, because `prattrs` exists since PostgreSQL 15.
+    const PUBLICATIONS: &str = "\
 -- migrate.publications
 select p.pubname::text, p.puballtables
   from pg_publication p
@@ -65,18 +72,17 @@ select p.pubname::text, p.puballtables
                       and r.prrelid = to_regclass($3)
                       and to_jsonb(r) ->> 'prattrs' is not null)
  order by 1";
-        let runs = &self.tables.runs;
-        let quoted = runs.quoted();
-        let params = [
-            (&runs.schema as _, Type::TEXT),
-            (&runs.name as _, Type::TEXT),
-            (&quoted as _, Type::TEXT),
-        ];
-        let rows = query(&self.client, PUBLICATIONS, &params).await?;
-        let publications = rows.iter().map(|row| Publication {
-            name: row.get(0),
-            all_tables: row.get(1),
-        });
-        Ok(publications.collect())
-    }
+    let runs = &tables.runs;
+    let quoted = runs.quoted();
+    let params = [
+        (&runs.schema as _, Type::TEXT),
+        (&runs.name as _, Type::TEXT),
+        (&quoted as _, Type::TEXT),
+    ];
+    let rows = query(client, PUBLICATIONS, &params).await?;
+    let publications = rows.iter().map(|row| Publication {
+        name: row.get(0),
+        all_tables: row.get(1),
+    });
+    Ok(publications.collect())
 }

@@ -1,8 +1,8 @@
 //! `migrate status`: lists the installed parts, the state of each, and the command that repairs it.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::index;
 use super::installed::{Applied, history};
@@ -81,24 +81,10 @@ impl Report {
     }
 
     async fn triggers(&mut self, client: &Client) -> anyhow::Result<bool> {
-        const TRIGGERS: &str = "\
--- migrate.triggers
-select to_regclass(table_name)::text, trigger_name, state
-  from status_indexer.triggers()";
         let mut complete = true;
-        for row in &query(client, TRIGGERS, &[]).await? {
-            let (table, name, state): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
-            let repair = trigger_repair(table, name, state);
-            complete &= repair.is_none();
-            let state = match (state, repair) {
-                ("name taken", _) => {
-                    "the name belongs to a trigger that the indexer did not create: \
-                     rename or drop that one, then run `status-indexer migrate up`"
-                        .to_owned()
-                }
-                (_, repair) => with_repair(state, repair.as_deref()),
-            };
-            self.line("trigger", format!("{name} on {table}: {state}"));
+        for part in triggers(client).await? {
+            complete &= part.repair.is_none();
+            self.line("trigger", part);
         }
         Ok(complete)
     }
@@ -110,15 +96,9 @@ select to_regclass(table_name)::text, trigger_name, state
         ui: bool,
     ) -> anyhow::Result<bool> {
         let mut complete = true;
-        for step in steps::indexes().filter(|step| ui || step.kind == Kind::Index) {
-            let (state, repair) = match index::validity(client, tables, step).await? {
-                Some(true) => ("valid", None),
-                Some(false) => ("invalid", Some("status-indexer migrate up")),
-                None => ("missing", Some("status-indexer migrate up")),
-            };
-            complete &= repair.is_none();
-            let state = with_repair(state, repair);
-            self.line("index", format!("{}: {state}", step.index()));
+        for part in indexes(client, tables, ui).await? {
+            complete &= part.repair.is_none();
+            self.line("index", part);
         }
         Ok(complete)
     }
@@ -148,12 +128,73 @@ select cutoff_secs, status_indexer.is_valid(), scan_compared, scan_corrected
     }
 }
 
-/// A state, followed by the command that repairs it.
-fn with_repair(state: &str, repair: Option<&str>) -> String {
-    match repair {
-        Some(command) => format!("{state}: run `{command}`"),
-        None => state.to_owned(),
+/// A trigger or an index, and its state.
+pub(super) struct Part {
+    pub(super) name: String,
+    pub(super) state: String,
+    /// What to do; none if it is as it must be.
+    pub(super) repair: Option<String>,
+}
+
+impl Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.state)?;
+        match &self.repair {
+            Some(repair) => write!(f, ": {repair}"),
+            None => Ok(()),
+        }
     }
+}
+
+/// Every trigger that the indexer creates.
+pub(super) async fn triggers(client: &Client) -> anyhow::Result<Vec<Part>> {
+    const TRIGGERS: &str = "\
+-- migrate.triggers
+select coalesce(to_regclass(table_name)::text, table_name), trigger_name, state
+  from status_indexer.triggers()";
+    let rows = query(client, TRIGGERS, &[]).await?;
+    let part = |row: &Row| {
+        let (table, name, state): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        let name_taken = "the name belongs to a trigger that the indexer did not create";
+        let (state, repair) = match state {
+            "name taken" => (
+                name_taken,
+                Some("rename or drop that one, then run `status-indexer migrate up`".to_owned()),
+            ),
+            state => {
+                let repair = trigger_repair(table, name, state);
+                (state, repair.map(|command| format!("run `{command}`")))
+            }
+        };
+        Part {
+            name: format!("{name} on {table}"),
+            state: state.to_owned(),
+            repair,
+        }
+    };
+    Ok(rows.iter().map(part).collect())
+}
+
+/// Every index that the indexer creates; those of the web UI with `ui` only.
+pub(super) async fn indexes(
+    client: &Client,
+    tables: &Tables,
+    ui: bool,
+) -> anyhow::Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for step in steps::indexes().filter(|step| ui || step.kind == Kind::Index) {
+        let state = match index::validity(client, tables, step).await? {
+            Some(true) => "valid",
+            Some(false) => "invalid",
+            None => "missing",
+        };
+        parts.push(Part {
+            name: step.index().to_owned(),
+            state: state.to_owned(),
+            repair: (state != "valid").then(|| "run `status-indexer migrate up`".to_owned()),
+        });
+    }
+    Ok(parts)
 }
 
 /// The command that repairs a trigger, by its state in `status_indexer.triggers()`; none if the

@@ -3,6 +3,7 @@
 //! A recorded step is applied again if one of its triggers or its index was dropped or replaced.
 
 use anyhow::Context as _;
+use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +30,19 @@ pub struct Options {
     pub grant_dump_to: Vec<String>,
     /// Whether subscribers of publications with the runs table are prepared for the column.
     pub allow_publications: bool,
-    /// Whether to keep the ends of runs, with the indexes of the web UI's listings. Once they are kept,
-    /// every later call does so too.
-    pub ui: bool,
+    /// Whether to keep the ends of runs, with the indexes of the web UI's listings.
+    pub ui: Ui,
+}
+
+/// What to do about the ends of runs and the indexes of the web UI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ui {
+    /// Leave it as it is.
+    AsIs,
+    /// Keep them from now on.
+    Keep,
+    /// Remove them.
+    Remove,
 }
 
 /// Brings the objects to this binary's version.
@@ -56,9 +67,13 @@ pub async fn up(
         migrator.check_publications().await?;
     }
     migrator.create_history().await?;
-    let count = migrator
-        .apply_missing(&applied, options.cutoff_secs, options.ui)
+    let removed = options.ui == Ui::Remove && migrator.remove_ui(&applied).await?;
+    let applied = migrator.applied().await?;
+    let keep_ui = options.ui == Ui::Keep;
+    let mut count = migrator
+        .apply_missing(&applied, options.cutoff_secs, keep_ui)
         .await?;
+    count += usize::from(removed);
     if let Some(role) = &options.grant_to {
         grants::grant(&migrator.client, &migrator.tables, role).await?;
         tracing::info!(role, "granted the privileges that `run` needs");
@@ -162,11 +177,7 @@ impl Migrator<'_> {
 
     /// Whether the ends of runs are kept.
     async fn keeps_finish(&self, applied: &[i32]) -> anyhow::Result<bool> {
-        const KEEPS_FINISH: &str = "\
--- migrate.keeps_finish
-select keeps_finished_at
-  from status_indexer.state";
-        Ok(applied.contains(&STATE_VERSION) && query_bool(&self.client, KEEPS_FINISH, &[]).await?)
+        Ok(applied.contains(&STATE_VERSION) && keeps_finish(&self.client).await?)
     }
 
     /// Keeps the ends of runs from now on. Returns whether they were not kept before.
@@ -233,6 +244,15 @@ select not exists (select
             }
         }
     }
+}
+
+/// Whether the ends of runs are kept, by the state.
+pub(super) async fn keeps_finish(client: &Client) -> anyhow::Result<bool> {
+    const KEEPS_FINISH: &str = "\
+-- migrate.keeps_finish
+select keeps_finished_at
+  from status_indexer.state";
+    query_bool(client, KEEPS_FINISH, &[]).await
 }
 
 /// The statement that records a step in the history.

@@ -36,6 +36,34 @@ select attname::text, format_type(atttypid, null)
         ))
     }
 
+    /// Whether the view exists and has these columns, with the ends of runs where these are kept.
+    pub(super) async fn are_in_view(
+        &self,
+        client: &Client,
+        keeps_finish: bool,
+    ) -> anyhow::Result<bool> {
+        const INTACT: &str = "\
+-- migrate.view_intact
+select coalesce(array_agg(attname::text order by attnum), '{}') = $1
+       and coalesce(array_agg(format_type(atttypid, null) order by attnum), '{}') = $2
+  from pg_attribute
+ where attrelid = to_regclass('status_indexer.runs')
+   and attnum > 0";
+        let (mut names, mut types): (Vec<&str>, Vec<&str>) =
+            self.0.iter().map(|(name, kind)| (&**name, &**kind)).unzip();
+        names.push("status");
+        types.push("text");
+        if keeps_finish {
+            names.push("finished_at");
+            types.push("bigint");
+        }
+        let params = [
+            (&names as _, Type::TEXT_ARRAY),
+            (&types as _, Type::TEXT_ARRAY),
+        ];
+        query_bool(client, INTACT, &params).await
+    }
+
     /// The statements that create the view and its function, with the ends of runs where these are kept.
     pub(super) fn view(&self, tables: &Tables, keeps_finish: bool) -> String {
         let list = |column: fn(&str, &str) -> String| {
@@ -77,29 +105,7 @@ impl Migrator<'_> {
         columns: &Columns,
         keeps_finish: bool,
     ) -> anyhow::Result<bool> {
-        const INTACT: &str = "\
--- migrate.view_intact
-select coalesce(array_agg(attname::text order by attnum), '{}') = $1
-       and coalesce(array_agg(format_type(atttypid, null) order by attnum), '{}') = $2
-  from pg_attribute
- where attrelid = to_regclass('status_indexer.runs')
-   and attnum > 0";
-        let (mut names, mut types): (Vec<&str>, Vec<&str>) = columns
-            .0
-            .iter()
-            .map(|(name, kind)| (&**name, &**kind))
-            .unzip();
-        names.push("status");
-        types.push("text");
-        if keeps_finish {
-            names.push("finished_at");
-            types.push("bigint");
-        }
-        let params = [
-            (&names as _, Type::TEXT_ARRAY),
-            (&types as _, Type::TEXT_ARRAY),
-        ];
-        if query_bool(&self.client, INTACT, &params).await? {
+        if columns.are_in_view(&self.client, keeps_finish).await? {
             return Ok(false);
         }
         let grants = self.view_grants().await?;

@@ -79,6 +79,12 @@ impl<'a> Certificate<'a> {
         self.fields().version == Version::V3
     }
 
+    /// When it expires, seconds since the epoch.
+    pub(crate) fn expires_secs(&self) -> u64 {
+        let validity = &self.fields().validity;
+        validity.not_after.to_unix_duration().as_secs()
+    }
+
     fn is_authority(&self) -> bool {
         matches!(self.extension::<BasicConstraints>(), Ok(Some(constraints)) if constraints.ca)
     }

@@ -5,13 +5,15 @@
 //! connection that writes is never one to a server in recovery. Only a refused login ends the attempt
 //! before the last host. Everything that connects goes through [`Connector`].
 //!
-//! [`Connector`] goes through the hosts; [`attempt`] tries one address; [`role`] checks the server's role.
+//! [`Connector`] goes through the hosts; [`attempt`] tries one address; [`role`] checks the server's role;
+//! [`survey`] tries all addresses.
 
 mod attempt;
 mod config;
 mod error;
 mod lookup;
 mod role;
+mod survey;
 mod traffic;
 
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use attempt::{Attempt, Session};
 use role::Demand;
 
 pub use error::ConnectError;
+pub(crate) use survey::{Place, Survey};
 pub(crate) use traffic::{Traffic, drive};
 
 /// Opens connections with one set of parameters. A clone shares the record of refused logins.

@@ -19,5 +19,5 @@ mod values;
 pub use error::ParamsError;
 pub(crate) use resolved::{Keepalives, Limit, Params, TargetSession};
 pub use source::ParamsSource;
-pub(crate) use source::{Env, process_env};
+pub(crate) use source::{Env, PasswordOrigin, process_env};
 pub(crate) use target::Target;

@@ -24,17 +24,8 @@ static WARNED: Mutex<BTreeSet<(PathBuf, &str)>> = Mutex::new(BTreeSet::new());
 
 /// The password of the first line that matches.
 pub(crate) fn find(path: &Path, key: &Key<'_>) -> Option<SecretString> {
-    let metadata = std::fs::metadata(path).ok()?;
-    if !metadata.is_file() {
-        warn_once(path, "ignoring the password file: it is not a plain file");
-        return None;
-    }
-    if metadata.permissions().mode() & 0o077 != 0 {
-        warn_once(
-            path,
-            "ignoring the password file: group or others can access it; its permissions must be \
-             0600 or less",
-        );
+    if let Some(reason) = why_ignored(path)? {
+        warn_once(path, reason);
         return None;
     }
     match std::fs::read_to_string(path) {
@@ -44,6 +35,19 @@ pub(crate) fn find(path: &Path, key: &Key<'_>) -> Option<SecretString> {
             None
         }
     }
+}
+
+/// Why the file is ignored, if it is; none if there is no file.
+pub(crate) fn why_ignored(path: &Path) -> Option<Option<&'static str>> {
+    let metadata = std::fs::metadata(path).ok()?;
+    if !metadata.is_file() {
+        return Some(Some("ignoring the password file: it is not a plain file"));
+    }
+    let open = metadata.permissions().mode() & 0o077 != 0;
+    Some(open.then_some(
+        "ignoring the password file: group or others can access it; its permissions must be 0600 or \
+         less",
+    ))
 }
 
 fn warn_once(path: &Path, warning: &'static str) {

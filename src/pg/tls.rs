@@ -6,6 +6,7 @@
 //! process.
 
 mod handshake;
+mod peer;
 mod verifier;
 
 use std::os::unix::fs::MetadataExt as _;
@@ -23,6 +24,8 @@ use super::certificate::Certificate;
 use verifier::{Chain, Current, Verifier};
 
 pub(crate) use handshake::{HandshakeError, Tls};
+pub(crate) use peer::Peer;
+use peer::Record;
 
 /// The TLS parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +62,20 @@ pub(crate) enum TlsMode {
     VerifyCa,
     /// TLS with a certificate of a trusted authority for this host.
     VerifyFull,
+}
+
+impl TlsMode {
+    /// The name of the mode in `sslmode`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Allow => "allow",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
 }
 
 /// TLS parameters that cannot be used.
@@ -112,7 +129,9 @@ impl TlsParams {
         .into_iter()
         .flatten()
         .collect();
+        let peer = Record::default();
         let verifier = Verifier {
+            peer: peer.clone(),
             chain: self.chain(&provider)?,
             verify_name: self.mode == TlsMode::VerifyFull,
             provider: provider.clone(),
@@ -144,16 +163,26 @@ impl TlsParams {
         if self.direct {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
-        Ok(Tls::new(config))
+        Ok(Tls::new(config, peer))
+    }
+
+    /// Whether the server must have a certificate of a trusted authority.
+    pub(crate) fn verifies(&self) -> bool {
+        match self.mode {
+            TlsMode::Disable => false,
+            TlsMode::VerifyCa | TlsMode::VerifyFull => true,
+            TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => self.root_cert_path.is_some(),
+        }
     }
 
     /// How to verify the server's certificate; none where any is accepted.
     fn chain(&self, provider: &Arc<CryptoProvider>) -> Result<Option<Chain>, TlsError> {
-        let roots = match (&self.root_cert_path, self.mode) {
-            (_, TlsMode::Disable) => return Ok(None),
-            (Some(path), _) => certificates("trusted certificates", path)?,
-            (None, TlsMode::VerifyCa | TlsMode::VerifyFull) => SYSTEM_ROOTS.clone(),
-            (None, _) => return Ok(None),
+        if !self.verifies() {
+            return Ok(None);
+        }
+        let roots = match &self.root_cert_path {
+            Some(path) => certificates("trusted certificates", path)?,
+            None => SYSTEM_ROOTS.clone(),
         };
         let now = UnixTime::now();
         let current: Vec<_> = roots

@@ -1,6 +1,7 @@
 //! The queue of runs to be evaluated again.
 
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
 use super::{Applied, Store, column};
 use crate::error::Error;
@@ -147,12 +148,7 @@ impl Store {
     /// # Errors
     /// If the call fails.
     pub async fn queue_depth(&self) -> Result<(i64, f64), Error> {
-        let row = self.db.query_one(DEPTH, &[], SHORT).await?;
-        let name = name_of(DEPTH);
-        Ok((
-            column(&row, name, "depth")?,
-            column(&row, name, "oldest_secs")?,
-        ))
+        read_depth(&self.db.query_one(DEPTH, &[], SHORT).await?)
     }
 
     /// Whether every event written before `before_secs` (seconds since the epoch) has been applied.
@@ -164,4 +160,25 @@ impl Store {
         let row = self.db.query_one(CLEAR_BEFORE, &params, SHORT).await?;
         column(&row, name_of(CLEAR_BEFORE), "clear")
     }
+}
+
+/// The same as [`Store::queue_depth`], over a connection of the caller's own.
+///
+/// # Errors
+/// If the call fails.
+pub(crate) async fn queue_depth(client: &Client) -> Result<(i64, f64), Error> {
+    let row = client.query_typed_one(DEPTH, &[]).await;
+    let row = row.map_err(|source| Error::Postgres {
+        statement: name_of(DEPTH),
+        source,
+    })?;
+    read_depth(&row)
+}
+
+fn read_depth(row: &Row) -> Result<(i64, f64), Error> {
+    let name = name_of(DEPTH);
+    Ok((
+        column(row, name, "depth")?,
+        column(row, name, "oldest_secs")?,
+    ))
 }

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
 use super::{Store, column, list};
 use crate::error::Error;
@@ -139,6 +140,41 @@ pub enum ObstacleKind {
 }
 
 impl State {
+    /// Reads the state over a connection of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Store::load_state`].
+    pub(crate) async fn load(client: &Client) -> Result<Self, Error> {
+        let row = client.query_typed_one(LOAD, &[]).await;
+        let row = row.map_err(|source| Error::Postgres {
+            statement: name_of(LOAD),
+            source,
+        })?;
+        Self::read(&row)
+    }
+
+    fn read(row: &Row) -> Result<Self, Error> {
+        let name = name_of(LOAD);
+        let flow_id: Option<String> = column(row, name, "scan_flow_id")?;
+        let run_number: Option<i64> = column(row, name, "scan_run_number")?;
+        Ok(Self {
+            cutoff_secs: column(row, name, "cutoff_secs")?,
+            definition_version: column(row, name, "definition_version")?,
+            generation: column(row, name, "generation")?,
+            valid: column(row, name, "valid")?,
+            obstacles: list(row, name, "obstacles")?,
+            scan_position: flow_id.zip(run_number).map(|(flow_id, run_number)| RunKey {
+                flow_id,
+                run_number,
+            }),
+            scan_compared: column(row, name, "scan_compared")?,
+            scan_corrected: column(row, name, "scan_corrected")?,
+            runs_table: column(row, name, "runs_table")?,
+            metadata_table: column(row, name, "metadata_table")?,
+            read_bounds_outdated_secs: column(row, name, "read_bounds_outdated_secs")?,
+        })
+    }
+
     /// The obstacles as one line; none if there are none.
     #[must_use]
     pub fn obstacles(&self) -> Option<String> {
@@ -154,25 +190,7 @@ impl Store {
     /// If the call fails; where the schema is not installed, the remedy is to migrate.
     pub async fn load_state(&self) -> Result<State, Error> {
         let row = self.db.query_one(LOAD, &[], SHORT).await?;
-        let name = name_of(LOAD);
-        let flow_id: Option<String> = column(&row, name, "scan_flow_id")?;
-        let run_number: Option<i64> = column(&row, name, "scan_run_number")?;
-        Ok(State {
-            cutoff_secs: column(&row, name, "cutoff_secs")?,
-            definition_version: column(&row, name, "definition_version")?,
-            generation: column(&row, name, "generation")?,
-            valid: column(&row, name, "valid")?,
-            obstacles: list(&row, name, "obstacles")?,
-            scan_position: flow_id.zip(run_number).map(|(flow_id, run_number)| RunKey {
-                flow_id,
-                run_number,
-            }),
-            scan_compared: column(&row, name, "scan_compared")?,
-            scan_corrected: column(&row, name, "scan_corrected")?,
-            runs_table: column(&row, name, "runs_table")?,
-            metadata_table: column(&row, name, "metadata_table")?,
-            read_bounds_outdated_secs: column(&row, name, "read_bounds_outdated_secs")?,
-        })
+        State::read(&row)
     }
 
     /// Stores another cutoff and invalidates the column, until every run has been compared again.

@@ -316,7 +316,7 @@ async fn install(database: &Database) {
         grant_to: None,
         grant_dump_to: Vec::new(),
         allow_publications: false,
-        ui: false,
+        ui: status_indexer::migrate::Ui::AsIs,
     };
     migrate::up(
         &connector(&database.config()),

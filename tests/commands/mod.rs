@@ -2,13 +2,16 @@
 
 mod backfill;
 mod cli;
+mod doctor;
 mod environment;
 mod explain;
+mod man;
 mod operator;
 mod secrets;
 mod tls;
 mod verify;
 mod verify_standby;
+mod version;
 
 use testkit::daemon::Launch;
 use testkit::database::Database;

@@ -169,7 +169,14 @@ fn the_image_is_built_from_existing_files() {
         );
     }
     // The sources, what they embed, and the manifests of the workspace.
-    for needed in ["Cargo.toml", "Cargo.lock", "src", "migrations", "crates"] {
+    for needed in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "build.rs",
+        "src",
+        "migrations",
+        "crates",
+    ] {
         assert!(copied.iter().any(|source| source == needed), "{needed}");
     }
     let toolchain = env!("CARGO_PKG_RUST_VERSION");

@@ -6,6 +6,7 @@
 mod custom_resources;
 mod dashboard;
 mod helm;
+mod install;
 mod kubernetes;
 mod kustomize;
 mod manifests;

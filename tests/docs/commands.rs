@@ -44,7 +44,7 @@ fn every_make_target_shown_exists() {
                 .collect();
             let after = &rest[word.len()..];
             // In code, not in a sentence.
-            let code = ["`", " BENCH=", " DURATION=", "    #"];
+            let code = ["`", " BENCH=", " DURATION=", " PREFIX=", "    #"];
             if !word.is_empty() && code.iter().any(|start| after.starts_with(start)) {
                 let target = format!("\n{word}:");
                 assert!(makefile.contains(&target), "{document}: make {word}");

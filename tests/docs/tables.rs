@@ -16,6 +16,11 @@ fn configuration() -> String {
         .get_subcommands()
         .filter(|command| command.get_name() != "help")
         .collect();
+    let with_database: Vec<_> = commands
+        .iter()
+        .filter(|command| has_database(command))
+        .map(|command| format!("`{}`", command.get_name()))
+        .collect();
     let mut rows: Vec<String> = Vec::new();
     let mut seen = Vec::new();
     for arg in flags(&cli)
@@ -38,6 +43,8 @@ fn configuration() -> String {
         seen.push(key);
         let users = if users.len() == commands.len() {
             "all".to_owned()
+        } else if users == with_database {
+            "all with a database".to_owned()
         } else {
             users.join(", ")
         };
@@ -47,6 +54,14 @@ fn configuration() -> String {
         "| Flag | Variable | Default | Commands | Meaning |\n|---|---|---|---|---|\n{}\n",
         rows.join("\n")
     )
+}
+
+/// Whether a command connects to a database.
+fn has_database(command: &clap::Command) -> bool {
+    let flags = flags(command);
+    flags
+        .iter()
+        .any(|flag| flag.get_long() == Some("database-url"))
 }
 
 fn row(arg: &clap::Arg, long: &str, users: &str) -> String {

@@ -218,7 +218,7 @@ async fn programs() -> PathBuf {
 }
 
 /// The library that changes the time, as the package `faketime` installs it.
-fn library() -> PathBuf {
+pub(crate) fn library() -> PathBuf {
     let name = "faketime/libfaketime.so.1";
     let parents = ["/usr/lib", "/usr/lib64", "/usr/local/lib"];
     let tuples = std::fs::read_dir("/usr/lib").into_iter().flatten();

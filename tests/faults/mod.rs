@@ -4,7 +4,7 @@
 //! and no writer of evidence is affected. One file per kind of fault.
 
 mod clients;
-mod clock;
+pub(crate) mod clock;
 mod crash;
 mod encoding;
 mod gauges;

@@ -15,6 +15,7 @@ mod privileges;
 mod publications;
 mod refusals;
 mod tables;
+mod ui;
 mod up;
 mod upstream_changes;
 

@@ -93,7 +93,7 @@ impl Playground {
             grant_to: None,
             grant_dump_to: Vec::new(),
             allow_publications: false,
-            ui: false,
+            ui: status_indexer::migrate::Ui::AsIs,
         }
     }
 

@@ -84,6 +84,16 @@ impl Database {
         Self::on_shared(template).await.create_tables().await
     }
 
+    /// A new database with upstream's tables, on the shared server, whose collation has a version: that of
+    /// the ICU library. PostgreSQL 15 or later.
+    ///
+    /// # Panics
+    /// If the server was built without ICU.
+    pub async fn icu() -> Self {
+        let template = "template0 encoding 'UTF8' locale_provider icu icu_locale 'und' locale 'C'";
+        Self::on_shared(template).await.create_tables().await
+    }
+
     async fn on_shared(template: &str) -> Self {
         let server = shared().await;
         let database = Self::named(server, Some(server.config("postgres")));

@@ -136,7 +136,7 @@ impl Attempt<'_> {
 }
 
 /// Whether the server is in recovery, and whether it is read-only.
-fn state(message: &SimpleQueryMessage) -> Option<(bool, bool)> {
+pub(super) fn state(message: &SimpleQueryMessage) -> Option<(bool, bool)> {
     match message {
         SimpleQueryMessage::Row(row) => Some((row.get(0) == Some("t"), row.get(1) == Some("on"))),
         _ => None,

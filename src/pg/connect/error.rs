@@ -81,6 +81,11 @@ impl ConnectError {
         last.is_some_and(|failure| failure.cause.is_login_refused())
     }
 
+    /// The cause at each place that was tried.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|failure| failure.cause.to_string())
+    }
+
     pub(super) fn push(&mut self, place: &str, cause: Cause) {
         self.0.push(Failure {
             place: Some(place.to_owned()),

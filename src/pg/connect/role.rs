@@ -30,6 +30,14 @@ impl Demand {
         sessions.into_iter().map(demand).collect()
     }
 
+    /// Any server at all.
+    pub(super) fn none() -> Self {
+        Self {
+            session: TargetSession::Any,
+            primary: false,
+        }
+    }
+
     pub(super) fn is_none(self) -> bool {
         !self.primary && self.session == TargetSession::Any
     }

@@ -149,6 +149,39 @@ impl ParamsSource {
     }
 }
 
+/// Where a password comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PasswordOrigin {
+    /// The file that `MF_METADATA_DB_PSWD_FILE` names.
+    File(PathBuf),
+    /// The connection parameters.
+    Parameters,
+    /// A password file of libpq, and why it is ignored, if it is.
+    Passfile(PathBuf, Option<&'static str>),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl ParamsSource {
+    /// Where the password comes from.
+    ///
+    /// # Errors
+    /// As [`Self::password`].
+    pub(crate) fn password_origin(&self, params: &Params) -> Result<PasswordOrigin, ParamsError> {
+        if let Some(path) = &self.password_file {
+            return read_password(path).map(|_| PasswordOrigin::File(path.clone()));
+        }
+        if params.password.is_some() {
+            return Ok(PasswordOrigin::Parameters);
+        }
+        let found = params.passfile.as_ref().and_then(|path| {
+            let ignored = passfile::why_ignored(path)?;
+            Some(PasswordOrigin::Passfile(path.clone(), ignored))
+        });
+        Ok(found.unwrap_or(PasswordOrigin::Nowhere))
+    }
+}
+
 /// Another host, with the first port, in place of those of the parameters.
 fn replace_host(values: &mut Values, host: &str) {
     let port = values.take("port").unwrap_or_default();

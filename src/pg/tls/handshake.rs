@@ -12,6 +12,7 @@ use tokio_postgres::Socket;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::peer::{Peer, Record};
 use crate::pg::certificate::Problem;
 
 /// The driver's TLS connector. Records whether the server accepted TLS.
@@ -19,13 +20,15 @@ use crate::pg::certificate::Problem;
 pub(crate) struct Tls {
     inner: MakeRustlsConnect,
     used: Arc<AtomicBool>,
+    peer: Record,
 }
 
 impl Tls {
-    pub(super) fn new(config: ClientConfig) -> Self {
+    pub(super) fn new(config: ClientConfig, peer: Record) -> Self {
         Self {
             inner: MakeRustlsConnect::new(config),
             used: Arc::default(),
+            peer,
         }
     }
 
@@ -34,7 +37,13 @@ impl Tls {
         Self {
             inner: self.inner.clone(),
             used: Arc::default(),
+            peer: self.peer.clone(),
         }
+    }
+
+    /// The server of the last handshake; none if the connection is without TLS.
+    pub(crate) fn peer(&self) -> Option<Peer> {
+        self.peer.get().filter(|_| self.is_used())
     }
 
     /// Whether a handshake began.

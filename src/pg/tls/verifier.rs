@@ -11,6 +11,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 
+use super::peer::Record;
 use crate::pg::certificate::{self, Certificate, Problem};
 
 /// Which of the trusted certificates are valid now. webpki does not check it: it takes them for names and
@@ -36,6 +37,8 @@ pub(super) struct Chain {
 /// key of its certificate.
 #[derive(Debug)]
 pub(super) struct Verifier {
+    /// Receives what is seen of the server.
+    pub(super) peer: Record,
     pub(super) chain: Option<Chain>,
     pub(super) verify_name: bool,
     pub(super) provider: Arc<CryptoProvider>,
@@ -104,6 +107,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.peer.set("TLSv1.2", cert);
         let algorithms = &self.provider.signature_verification_algorithms;
         match Certificate::parse(cert) {
             Ok(parsed) if !parsed.is_version_3() => {
@@ -119,6 +123,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.peer.set("TLSv1.3", cert);
         let algorithms = &self.provider.signature_verification_algorithms;
         match Certificate::parse(cert) {
             Ok(parsed) if !parsed.is_version_3() => {
