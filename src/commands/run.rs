@@ -29,7 +29,14 @@ pub struct RunArgs {
 /// If it cannot start, or a stage fails.
 pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure> {
     let max_age = Duration::from_secs(args.daemon.pool_max_age);
-    let connector = args.connection.connector()?.with_max_age(max_age);
+    let mut connector = args.connection.connector()?.with_max_age(max_age);
+    let mut listen = None;
+    if let Some(url) = args.daemon.listen_url() {
+        let direct = args.connection.database.connector_for_listen(url);
+        let direct = direct.map_err(Failure::Usage)?;
+        listen = Some(direct.with_purpose("for LISTEN, by --listen-url"));
+        connector = connector.with_purpose("for statements");
+    }
     let reader = match args.api.replica().map_err(Failure::Usage)? {
         Some(host) => {
             let replica = args.connection.database.connector_to(host);
@@ -39,6 +46,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure
     };
     let daemon = Daemon {
         connector,
+        listen,
         reader,
         cutoff_secs: args.connection.definition.cutoff,
         migrate: args.migrate.then(|| args.connection.migration()),

@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::bail;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 use crate::migrate;
-use crate::pg::{Connector, Db, SessionMode, SessionProfile, detect_mode};
+use crate::pg::{Connector, Db, SessionMode, SessionProfile, check_listen, detect_mode};
 use crate::store::{DEFINITION_VERSION, State, Store};
 use crate::wait::until_available;
 
@@ -21,6 +22,8 @@ const START_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Startup<'a> {
     pub(super) connector: &'a Connector,
+    /// For LISTEN, if configured.
+    pub(super) listen: Option<&'a Connector>,
     pub(super) session_mode: SessionMode,
     pub(super) migrate: Option<&'a migrate::Options>,
 }
@@ -53,13 +56,23 @@ impl Startup<'_> {
             SessionMode::Auto => detect_mode(self.connector).await?,
             mode => mode,
         };
-        if mode == SessionMode::Transaction {
+        if mode == SessionMode::Transaction && self.listen.is_none() {
             tracing::warn!(
                 "connected through a transaction pooler: LISTEN and leadership are unavailable; every \
-                 daemon polls the queue and works"
+                 daemon polls the queue and works; --listen-url avoids that"
             );
         }
-        let state = self.check_state(mode).await?;
+        let db = Db::new(
+            self.connector,
+            mode,
+            1,
+            SessionProfile::Worker,
+            Metrics::new(),
+        );
+        let state = check_state(&db).await?;
+        if let Some(listen) = self.listen {
+            check_direct(listen, &db).await?;
+        }
         let client = self
             .connector
             .connect(SessionProfile::ReadOnlyTransaction)
@@ -78,25 +91,32 @@ impl Startup<'_> {
             upstream_notify_triggers,
         })
     }
+}
 
-    async fn check_state(&self, mode: SessionMode) -> anyhow::Result<State> {
-        let db = Db::new(
-            self.connector,
-            mode,
-            1,
-            SessionProfile::Worker,
-            Metrics::new(),
+async fn check_state(db: &Db) -> anyhow::Result<State> {
+    let state = Store::new(db.clone()).load_state().await?;
+    if state.definition_version != DEFINITION_VERSION {
+        bail!(
+            "the database has version {} of the definition, this binary supports \
+             {DEFINITION_VERSION}: use the binary that migrated it, or run `migrate up`",
+            state.definition_version
         );
-        let state = Store::new(db).load_state().await?;
-        if state.definition_version != DEFINITION_VERSION {
-            bail!(
-                "the database has version {} of the definition, this binary supports \
-                 {DEFINITION_VERSION}: use the binary that migrated it, or run `migrate up`",
-                state.definition_version
-            );
-        }
-        Ok(state)
     }
+    Ok(state)
+}
+
+/// Refuses a direct connection that leads elsewhere. One that cannot be had is no obstacle: the daemon
+/// polls until it can.
+async fn check_direct(listen: &Connector, db: &Db) -> anyhow::Result<()> {
+    match check_listen(listen, db).await {
+        Ok(()) => tracing::info!("LISTEN and the leader's lock use the connection of --listen-url"),
+        Err(error @ Error::Misdirected(_)) => return Err(error.into()),
+        Err(error) => tracing::warn!(
+            error = chain(&error),
+            "cannot check the connection of --listen-url: polling until it works"
+        ),
+    }
+    Ok(())
 }
 
 /// Resolves [`START_GRACE`] after shutdown is requested, so that a migration can finish but an

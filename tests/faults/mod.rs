@@ -8,6 +8,7 @@ mod clock;
 mod crash;
 mod encoding;
 mod leaders;
+mod listen_url;
 mod locks;
 mod polling;
 mod pooler;
