@@ -301,7 +301,8 @@ begin
     into claimed, last_id, ids, flow_ids, run_numbers
     from (select q.id, q.flow_id, q.run_number
             from status_indexer.queue q
-           where q.id > after_id
+           -- Never below the first row: an old snapshot keeps the entries of all earlier rows in the index.
+           where q.id >= greatest(after_id + 1, (select s.first_queue_id from status_indexer.state s))
              and q.id <> all (except_ids)
            order by q.id
            limit batch

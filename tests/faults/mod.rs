@@ -5,8 +5,11 @@
 
 mod clients;
 mod clock;
+mod connections;
 mod crash;
+mod disk_full;
 mod encoding;
+mod horizon;
 mod leaders;
 mod listen_url;
 mod locks;
@@ -14,10 +17,12 @@ mod polling;
 mod pooler;
 mod races;
 mod rows;
+mod settings;
 mod silence;
 mod soak;
 mod supervision;
 mod triggers;
+mod versions;
 mod visibility;
 
 use std::process::Output;
