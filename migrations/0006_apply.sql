@@ -1,3 +1,22 @@
+-- The runs that have rows in the queue. An old snapshot keeps every earlier row in the table, and the
+-- planner cannot know that they are dead, so it would rather scan all of them than use the index.
+create function status_indexer.queued()
+returns table (flow_id text, run_number bigint)
+language plpgsql stable rows 10
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+  return query
+    select q.flow_id, q.run_number
+      from status_indexer.queue q
+     where q.id >= (select s.first_queue_id from status_indexer.state s);
+end
+$$;
+
 -- The only code that changes a status.
 --
 -- Locks the runs' rows in key order. Then a second statement, with a newer snapshot, evaluates them

@@ -88,7 +88,7 @@ metrics! {
     unhealthy: IntGaugeVec("condition"),
     /// 1 while this daemon is the leader and polls the queue, because it has no LISTEN connection.
     leader_without_listen: IntGauge,
-    /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler.
+    /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler without `--listen-url`.
     listener_connected: IntGauge,
     /// LISTEN connections lost and reopened.
     listener_reconnects_total: IntCounter,

@@ -199,8 +199,11 @@ impl SessionProfile {
                 session("enable_bitmapscan", "off"),
             ],
         });
-        // The role's own limits end first.
-        settings.sort_by_key(|setting| !setting.name.ends_with("_timeout"));
+        // The role's own limits end first, and the compilation of the statements that follow.
+        settings.sort_by_key(|setting| {
+            let first = setting.name == "jit" || setting.name.ends_with("_timeout");
+            !first
+        });
         settings
     }
 

@@ -68,6 +68,7 @@ select coalesce(seq_scan, 0)::int8
         .await;
     eventually(TIMEOUT, "it leads", async || leads(&daemon).await).await;
     eventually_no_drift(&client).await;
+    run(&client, "analyze runs_v3").await;
 
     // What a report or a dump does.
     run(

@@ -103,7 +103,7 @@ impl Probe {
     }
 }
 
-/// [`LEADER_SILENCE`] in milliseconds.
-fn silence_ms() -> i64 {
+/// After how many milliseconds without a heartbeat a leader is presumed dead.
+pub(super) fn silence_ms() -> i64 {
     i64::try_from(LEADER_SILENCE.as_millis()).unwrap_or(i64::MAX)
 }

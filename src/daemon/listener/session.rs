@@ -13,7 +13,7 @@ use tokio_postgres::{AsyncMessage, Client};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Listener;
-use super::probe::Probe;
+use super::probe::{Probe, silence_ms};
 use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 use crate::pg::{
@@ -41,11 +41,11 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(1);
 const LONGER_IDLE_TIMEOUT: &str = "\
 select set_config(name, '60s', false) from pg_settings where name = 'idle_session_timeout'";
 
-/// Ends the heartbeat, releases the lock, and wakes the followers. $1, $2: the lock; $3: the channel; $4:
-/// the payload.
+/// Lets the heartbeat appear old, for followers that cannot take the lock, releases the lock, and wakes
+/// the followers. $1, $2: the lock; $3: the channel; $4: the payload; $5: the age in milliseconds.
 const RELEASE: &str = "\
 -- listener.release
-select setval('status_indexer.leader_heartbeat', 0),
+select setval('status_indexer.leader_heartbeat', (extract(epoch from clock_timestamp()) * 1000)::bigint - $5),
        pg_advisory_unlock($1, $2),
        pg_notify($3, $4)";
 
@@ -106,11 +106,12 @@ impl Session {
 
     /// Releases the leader's lock, so that a follower takes it at once.
     pub(super) async fn release(&self) {
-        let params: [Param<'_>; 4] = [
+        let params: [Param<'_>; 5] = [
             (&LOCK_CLASS, Type::INT4),
             (&LEADER_LOCK, Type::INT4),
             (&CHANNEL, Type::TEXT),
             (&RELEASED, Type::TEXT),
+            (&(silence_ms() + 1), Type::INT8),
         ];
         let release = self.client.query_typed(RELEASE, &params);
         if let Err(error) = bounded("listener.release", RELEASE_DEADLINE, release).await {
