@@ -105,7 +105,7 @@ async fn check_state(db: &Db) -> anyhow::Result<State> {
     Ok(state)
 }
 
-/// Refuses a direct connection that leads elsewhere. One that cannot be had is no obstacle: the daemon
+/// Refuses a direct connection that leads elsewhere. One that cannot be had does not matter: the daemon
 /// polls until it can.
 async fn check_direct(listen: &Connector, db: &Db) -> anyhow::Result<()> {
     match check_listen(listen, db).await {
