@@ -16,7 +16,7 @@ const HOSTILE: &[(u32, &str, &str)] = &[
     (0, "statement_timeout", "'10ms'"),
     (0, "lock_timeout", "'1ms'"),
     (0, "idle_in_transaction_session_timeout", "'100ms'"),
-    (14, "idle_session_timeout", "'100ms'"),
+    (14, "idle_session_timeout", "'1s'"),
     (17, "transaction_timeout", "'10ms'"),
     (0, "default_transaction_read_only", "on"),
     (0, "default_transaction_isolation", "'serializable'"),
