@@ -1,6 +1,10 @@
 -- The runs that have rows in the queue. An old snapshot keeps every earlier row in the table, and the
 -- planner cannot know that they are dead, so it would rather scan all of them than use the index.
-create function status_indexer.queued()
+create function status_indexer.queued(
+  -- Only those of this flow, or this run of it; null for all.
+  only_flow text default null,
+  only_run  bigint default null
+)
 returns table (flow_id text, run_number bigint)
 language plpgsql stable rows 10
 set search_path = pg_catalog, pg_temp
@@ -13,7 +17,9 @@ begin
   return query
     select q.flow_id, q.run_number
       from status_indexer.queue q
-     where q.id >= (select s.first_queue_id from status_indexer.state s);
+     where q.id >= (select s.first_queue_id from status_indexer.state s)
+       and (only_flow is null or q.flow_id = only_flow)
+       and (only_run is null or q.run_number = only_run);
 end
 $$;
 

@@ -123,9 +123,7 @@ begin
 
   return query
     select q.flow_id, q.run_number
-      from status_indexer.queued() q
-     where only_flow is null
-        or q.flow_id = only_flow
+      from status_indexer.queued(only_flow) q
      union
     select t.flow_id, t.run_number
       from status_indexer.timers t
