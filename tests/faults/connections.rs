@@ -138,6 +138,17 @@ async fn the_documented_number_of_connections_is_never_exceeded() {
         .arg("3")
         .start()
         .await;
+    // The server counts the connections of the start until their processes have ended.
+    eventually(
+        TIMEOUT,
+        "those of the pool and LISTEN are left",
+        async || {
+            let count = "select count(*) from pg_stat_activity where usename = $1";
+            let row = admin.query_one(count, &[&role]).await;
+            row.expect("activity can be read").get::<_, i64>(0) <= 3
+        },
+    )
+    .await;
     writer.insert_flow("F").await;
     let page = format!("http://{}/flows/F/runs?status=running", daemon.api().await);
     let client = reqwest::Client::builder()
@@ -163,7 +174,7 @@ async fn the_documented_number_of_connections_is_never_exceeded() {
         let code = answer
             .expect("the request does not panic")
             .expect("it is answered");
-        assert_eq!(code, 200);
+        assert_eq!(code, 200, "{:?}", daemon.log());
     }
     let refused = daemon
         .log()

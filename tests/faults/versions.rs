@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{command, leads, run, text_of};
+use super::{command, leads, run};
 use testkit::daemon::{Daemon, Launch};
 use testkit::database::Database;
 use testkit::drift::{eventually_no_drift, eventually_status};
@@ -11,8 +11,8 @@ use testkit::writer::Writer;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a newer binary's migration may do: it only adds. Functions that the older daemon calls get another
-/// body and another parameter with a default; tables get columns and a step is recorded.
+/// What a newer binary's migration may do: tables get columns, a function another body, and a step is
+/// recorded.
 const NEWER: &str = "
 alter table status_indexer.state add column future text not null default 'x';
 alter table status_indexer.queue add column future text;
@@ -66,11 +66,6 @@ async fn an_older_daemon_works_beside_a_newer_schema_until_it_is_replaced() {
     assert!(restarted.terminate().await.success());
     let log = refused(&database, &["--migrate"]).await;
     assert!(log.contains("newer"), "{log}");
-    let output = Launch::on(&database)
-        .args(&["migrate", "status"])
-        .output()
-        .await;
-    assert!(text_of(&output).is_empty() || !text_of(&output).contains("panicked"));
     eventually_no_drift(writer.client()).await;
 }
 
