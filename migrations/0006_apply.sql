@@ -1,3 +1,28 @@
+-- The runs that have rows in the queue. An old snapshot keeps every earlier row in the table, and the
+-- planner cannot know that they are dead, so it would rather scan all of them than use the index.
+create function status_indexer.queued(
+  -- Only those of this flow, or this run of it; null for all.
+  only_flow text default null,
+  only_run  bigint default null
+)
+returns table (flow_id text, run_number bigint)
+language plpgsql stable rows 10
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+  return query
+    select q.flow_id, q.run_number
+      from status_indexer.queue q
+     where q.id >= (select s.first_queue_id from status_indexer.state s)
+       and (only_flow is null or q.flow_id = only_flow)
+       and (only_run is null or q.run_number = only_run);
+end
+$$;
+
 -- The only code that changes a status.
 --
 -- Locks the runs' rows in key order. Then a second statement, with a newer snapshot, evaluates them
@@ -301,7 +326,8 @@ begin
     into claimed, last_id, ids, flow_ids, run_numbers
     from (select q.id, q.flow_id, q.run_number
             from status_indexer.queue q
-           where q.id > after_id
+           -- Never below the first row: an old snapshot keeps the entries of all earlier rows in the index.
+           where q.id >= greatest(after_id + 1, (select s.first_queue_id from status_indexer.state s))
              and q.id <> all (except_ids)
            order by q.id
            limit batch

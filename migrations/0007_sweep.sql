@@ -225,11 +225,8 @@ begin
                          -- are being retried.
                          when w.expires_at < w.known_until then false
                          -- Readers evaluate each run in the queue.
-                         when exists (select
-                                        from status_indexer.queue q
-                                       where q.id >= b.first_queue_id
-                                         and q.flow_id = w.flow_id
-                                         and q.run_number = w.run_number) then false
+                         when (w.flow_id, w.run_number) in (select q.flow_id, q.run_number
+                                                              from status_indexer.queued() q) then false
                          else status_indexer.reason_if_readable(w.flow_id, w.run_number, w.heartbeat, now_secs,
                                                                 w.cutoff_secs) = 'heartbeat_lost'
                        end)),

@@ -126,10 +126,8 @@ begin
            'reason', reason,
            'stored_finished_at', stored_finish,
            'finished_at', finish,
-           'queued', exists (select
-                               from status_indexer.queue q
-                              where q.flow_id = w.flow_id
-                                and q.run_number = w.run_number),
+           'queued', (w.flow_id, w.run_number) in (select q.flow_id, q.run_number
+                                                    from status_indexer.queued() q),
            'ok_value', case
              when ok is null and ok_id is not null then status_indexer.evidence_text(ok_id)
              else ok::text

@@ -79,10 +79,7 @@ begin
                            select case when s.keeps_finished_at then status_indexer.finished_at(reason, ok_ts, heartbeat) end
                              from status_indexer.state s),
            'valid', status_indexer.is_valid(),
-           'queued', exists (select
-                               from status_indexer.queue q
-                              where q.flow_id = e.flow_id
-                                and q.run_number = e.run_number),
+           'queued', exists (select from status_indexer.queued(e.flow_id::text, e.run_number::bigint)),
            'evidence', jsonb_build_object(
              'attempt_ok', ok_value,
              'attempt_ok_is_boolean', ok_id is null or ok is not null,

@@ -53,6 +53,8 @@ use worker::Worker;
 pub struct Daemon {
     /// Connects to the database.
     pub connector: Connector,
+    /// Connects to the same database without a pooler, for LISTEN and leadership, if configured.
+    pub listen: Option<Connector>,
     /// Connects to the database that the read API reads: the same one, or a replica.
     pub reader: Connector,
     /// Limits and addresses.
@@ -128,6 +130,7 @@ impl Daemon {
         let api = self.spawn_listeners(&mut stages, addresses, &metrics, &stop);
         let startup = Startup {
             connector: &self.connector,
+            listen: self.listen.as_ref(),
             session_mode: self.args.session_mode,
             migrate: self.migrate.as_ref(),
             metrics: &metrics,
@@ -273,6 +276,7 @@ impl Daemon {
         };
         let listener = Listener {
             connector: self.connector.clone(),
+            direct: self.listen.clone(),
             db,
             leadership,
             signals: signals.clone(),

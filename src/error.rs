@@ -40,6 +40,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A connection leads to another place than it must: only an operator can correct it.
+    #[error("{0}")]
+    Misdirected(String),
     /// The daemon is stopping; the call was not made, or was abandoned.
     #[error("the daemon is stopping")]
     Stopping,
@@ -105,7 +108,9 @@ impl Error {
                 }
                 None
             }
-            Self::Timeout { .. } | Self::Answer { .. } | Self::Stopping => None,
+            Self::Timeout { .. } | Self::Answer { .. } | Self::Misdirected(_) | Self::Stopping => {
+                None
+            }
         }
     }
 
@@ -116,6 +121,7 @@ impl Error {
             (Self::Connect(_), Some(code)) => remedy_at_connect(code),
             (_, Some(code)) => remedy_of(code),
             (Self::Answer { .. }, None) => Remedy::Migrate,
+            (Self::Misdirected(_), None) => Remedy::Refused,
             (_, None) => Remedy::Retry,
         }
     }
@@ -146,7 +152,7 @@ impl Error {
         match self {
             Self::Connect(_) | Self::Timeout { .. } => true,
             Self::Postgres { source, .. } => source.is_closed(),
-            Self::Answer { .. } | Self::Stopping => false,
+            Self::Answer { .. } | Self::Misdirected(_) | Self::Stopping => false,
         }
     }
 }

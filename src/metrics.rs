@@ -92,7 +92,7 @@ metrics! {
     unhealthy: IntGaugeVec("condition"),
     /// 1 while this daemon is the leader and polls the queue, because it has no LISTEN connection.
     leader_without_listen: IntGauge,
-    /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler.
+    /// 1 while the LISTEN connection is open; always 0 behind a transaction pooler without `--listen-url`.
     listener_connected: IntGauge,
     /// 1 if the daemon is behind a transaction pooler, where it polls instead of using LISTEN.
     transaction_pooling: IntGauge,

@@ -33,6 +33,7 @@ drop function if exists status_indexer.flush_pending_list();
 drop function if exists status_indexer.drain(bigint, integer, integer, bigint[], boolean);
 drop function if exists status_indexer.apply_each(text[], bigint[], boolean);
 drop function if exists status_indexer.apply(text[], bigint[], boolean);
+drop function if exists status_indexer.queued(text, bigint);
 drop function if exists status_indexer.newest_attempt_ok_between(text, bigint, bigint);
 drop function if exists status_indexer.evidence(text, bigint);
 drop function if exists status_indexer.newest_attempt(text, bigint);

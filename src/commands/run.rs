@@ -31,7 +31,14 @@ pub struct RunArgs {
 pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure> {
     let max_age = Duration::from_secs(args.daemon.pool_max_age);
     let connector = args.connection.database.daemon_connector();
-    let connector = connector.map_err(Failure::Usage)?.with_max_age(max_age);
+    let mut connector = connector.map_err(Failure::Usage)?.with_max_age(max_age);
+    let mut listen = None;
+    if let Some(url) = args.daemon.listen_url() {
+        let direct = args.connection.database.connector_for_listen(url);
+        let direct = direct.map_err(Failure::Usage)?;
+        listen = Some(direct.with_purpose("for LISTEN, by --listen-url"));
+        connector = connector.with_purpose("for statements");
+    }
     let reader = match args.api.replica().map_err(Failure::Usage)? {
         Some(host) => {
             let replica = args.connection.database.connector_to(host);
@@ -46,6 +53,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<Exit, Failure
     let daemon = Daemon {
         access,
         connector,
+        listen,
         reader,
         cutoff_secs: args.connection.definition.cutoff,
         migrate: args.migrate.then(|| args.connection.migration()),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{defaults, listen};
 use crate::http::AccessFiles;
@@ -67,6 +68,15 @@ pub struct DaemonArgs {
         value_enum
     )]
     pub session_mode: SessionMode,
+    /// Connection string of a direct connection to the same database, for LISTEN and the leader's lock
+    /// alone; behind a pooler in transaction mode the daemon needs no polling with it
+    #[arg(
+        long,
+        env = "STATUS_INDEXER_LISTEN_URL",
+        hide_env_values = true,
+        value_name = "DSN"
+    )]
+    pub listen_url: Option<SecretString>,
     /// Notify Metaflow's web UI of lost and returned heartbeats and retries, by upstream's message on
     /// the channel `notify`
     #[arg(
@@ -98,6 +108,13 @@ pub struct DaemonArgs {
 }
 
 impl DaemonArgs {
+    /// The connection string for LISTEN, if it is set.
+    #[must_use]
+    pub fn listen_url(&self) -> Option<&SecretString> {
+        let url = self.listen_url.as_ref();
+        url.filter(|url| !url.expose_secret().is_empty())
+    }
+
     /// The defaults, whatever the environment contains.
     #[must_use]
     pub fn defaults() -> Self {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -129,6 +129,19 @@ impl DatabaseArgs {
     pub fn connector_to(&self, replica: &str) -> anyhow::Result<Connector> {
         let source = self.source()?.with_host(Some(replica.to_owned()));
         Ok(Connector::new_for_daemon(source)?.replica())
+    }
+
+    /// A connector by another connection string, for LISTEN. The file of the password applies to it
+    /// unless it contains a password.
+    ///
+    /// # Errors
+    /// As [`Self::connector`].
+    pub fn connector_for_listen(&self, url: &SecretString) -> anyhow::Result<Connector> {
+        let mut source = ParamsSource::dsn(url.clone(), self.timeout()?);
+        if !source.has_password() {
+            source = source.with_password_file(self.password_file());
+        }
+        Connector::new(source).context("--listen-url (STATUS_INDEXER_LISTEN_URL) cannot be used")
     }
 
     fn source(&self) -> anyhow::Result<ParamsSource> {

@@ -14,7 +14,7 @@ use super::waiting::Waiting;
 use crate::error::{Error, chain};
 use crate::metrics::Metrics;
 use crate::migrate;
-use crate::pg::{Connector, Db, SessionMode, SessionProfile, detect_mode};
+use crate::pg::{Connector, Db, SessionMode, SessionProfile, check_listen, detect_mode};
 use crate::store::{DEFINITION_VERSION, State, Store};
 
 /// How long an attempt to start may continue after shutdown was requested.
@@ -24,6 +24,8 @@ const START_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Startup<'a> {
     pub(super) connector: &'a Connector,
+    /// For LISTEN, if configured.
+    pub(super) listen: Option<&'a Connector>,
     pub(super) session_mode: SessionMode,
     pub(super) migrate: Option<&'a migrate::Options>,
     /// Receives what happens before the stages run, so that an alert sees it too.
@@ -39,11 +41,11 @@ pub(super) struct Started {
 
 impl Started {
     /// Logs what makes the daemon slower than it could be. Once, not at each attempt.
-    fn warn(&self) {
-        if self.mode == SessionMode::Transaction {
+    fn warn(&self, listens_directly: bool) {
+        if self.mode == SessionMode::Transaction && !listens_directly {
             tracing::warn!(
                 "connected through a transaction pooler: LISTEN and leadership are unavailable; every \
-                 daemon polls the queue and works"
+                 daemon polls the queue and works; --listen-url avoids that"
             );
         }
         if self.upstream_notify_triggers {
@@ -70,7 +72,7 @@ impl Startup<'_> {
             let error = match self.attempt(&waiting, stop).await {
                 Ok(started) => {
                     waiting.end();
-                    started.warn();
+                    started.warn(self.listen.is_some());
                     return Some(started);
                 }
                 Err(error) => error,
@@ -105,7 +107,17 @@ impl Startup<'_> {
             SessionMode::Auto => detect_mode(self.connector).await?,
             mode => mode,
         };
-        let state = self.check_state(mode).await?;
+        let db = Db::new(
+            self.connector,
+            mode,
+            1,
+            SessionProfile::Worker,
+            Metrics::new(),
+        );
+        let state = check_state(&db).await?;
+        if let Some(listen) = self.listen {
+            check_direct(listen, &db).await?;
+        }
         let client = self
             .connector
             .connect(SessionProfile::ReadOnlyTransaction)
@@ -127,25 +139,32 @@ impl Startup<'_> {
             self.metrics.count_db_error(error);
         }
     }
+}
 
-    async fn check_state(&self, mode: SessionMode) -> anyhow::Result<State> {
-        let db = Db::new(
-            self.connector,
-            mode,
-            1,
-            SessionProfile::Worker,
-            Metrics::new(),
+async fn check_state(db: &Db) -> anyhow::Result<State> {
+    let state = Store::new(db.clone()).load_state().await?;
+    if state.definition_version != DEFINITION_VERSION {
+        bail!(
+            "the database has version {} of the definition, this binary supports \
+             {DEFINITION_VERSION}: use the binary that migrated it, or run `migrate up`",
+            state.definition_version
         );
-        let state = Store::new(db).load_state().await?;
-        if state.definition_version != DEFINITION_VERSION {
-            bail!(
-                "the database has version {} of the definition, this binary supports \
-                 {DEFINITION_VERSION}: use the binary that migrated it, or run `migrate up`",
-                state.definition_version
-            );
-        }
-        Ok(state)
     }
+    Ok(state)
+}
+
+/// Refuses a direct connection that leads elsewhere. One that cannot be had does not matter: the daemon
+/// polls until it can.
+async fn check_direct(listen: &Connector, db: &Db) -> anyhow::Result<()> {
+    match check_listen(listen, db).await {
+        Ok(()) => tracing::info!("LISTEN and the leader's lock use the connection of --listen-url"),
+        Err(error @ Error::Misdirected(_)) => return Err(error.into()),
+        Err(error) => tracing::warn!(
+            error = chain(&error),
+            "cannot check the connection of --listen-url: polling until it works"
+        ),
+    }
+    Ok(())
 }
 
 /// Resolves [`START_GRACE`] after shutdown is requested, so that a migration can finish but an

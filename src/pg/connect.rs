@@ -43,6 +43,8 @@ pub struct Connector {
     is_replica: bool,
     max_age: Duration,
     logins: Arc<Logins>,
+    /// What the connections are for, in messages, where there are two kinds.
+    purpose: Option<&'static str>,
 }
 
 impl Connector {
@@ -73,6 +75,7 @@ impl Connector {
             is_replica: false,
             max_age: MAX_AGE,
             logins: Arc::default(),
+            purpose: None,
         }
     }
 
@@ -95,6 +98,13 @@ impl Connector {
     #[must_use]
     pub fn with_max_age(mut self, max_age: Duration) -> Self {
         self.max_age = max_age;
+        self
+    }
+
+    /// What the connections are for: the message of each failure begins with it.
+    #[must_use]
+    pub fn with_purpose(mut self, purpose: &'static str) -> Self {
+        self.purpose = Some(purpose);
         self
     }
 
@@ -139,7 +149,7 @@ impl Connector {
         // Boxed, because the future of a handshake is large.
         let outcome = Box::pin(self.try_hosts(profile, settings)).await;
         self.logins.record(outcome.as_ref().err());
-        outcome.map_err(|error| Error::Connect(Box::new(error)))
+        outcome.map_err(|error| Error::Connect(Box::new(error.of(self.purpose))))
     }
 
     /// Asks the server to cancel the statement of a connection that [`Self::open`] opened.

@@ -3,6 +3,9 @@
 /// The channel that triggers notify and the listener listens on.
 pub(crate) const CHANNEL: &str = "status_indexer";
 
+/// The payload of the notification of a leader that released its lock. Those of triggers are empty.
+pub(crate) const RELEASED: &str = "released";
+
 /// The first key of every advisory lock of the indexer.
 pub(crate) const LOCK_CLASS: i32 = 1_937_011_049;
 

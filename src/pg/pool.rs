@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use deadpool::Runtime;
 use deadpool::managed::{self, PoolBuilder, PoolError, RecycleError, TimeoutType};
 use deadpool_postgres::ClientWrapper;
+use futures_util::future::join3;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::connect::{Connector, drive};
 use super::session::{SessionMode, SessionProfile};
 use super::timeouts::{POOL_WAIT, SHORT};
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::metrics::Metrics;
 
 /// A value and its type. The type is explicit, so that a statement needs neither a round trip to
@@ -273,14 +274,16 @@ async fn in_transaction(
     sql: &str,
     params: &[Param<'_>],
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let answer = match client.batch_execute(begin).await {
-        Ok(()) => client.query_typed(sql, params).await,
-        Err(error) => Err(error),
-    };
-    let end = if answer.is_ok() { "commit" } else { "rollback" };
-    if let Err(error) = client.batch_execute(end).await {
-        tracing::debug!(error = chain(&error), "a transaction did not end cleanly");
-        return answer.and(Err(error));
-    }
-    answer
+    // All three are sent at once, in this order: one round trip, and no transaction that stays open
+    // because this process is frozen. After an error, `commit` rolls back.
+    let (begun, answer, ended) = join3(
+        client.batch_execute(begin),
+        client.query_typed(sql, params),
+        client.batch_execute("commit"),
+    )
+    .await;
+    begun?;
+    let rows = answer?;
+    ended?;
+    Ok(rows)
 }

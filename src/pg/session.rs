@@ -59,8 +59,44 @@ enum Scope {
     Session,
 }
 
-/// A name, its value as SQL, and its scope.
-type Setting = (&'static str, String, Scope);
+/// One setting of a profile.
+#[derive(Debug)]
+struct Setting {
+    name: &'static str,
+    /// As SQL.
+    value: String,
+    scope: Scope,
+    /// The first version of the server that knows it, in the form of `server_version_num`. `set` would
+    /// fail on an older one.
+    since: u32,
+}
+
+impl Setting {
+    /// The statement that applies it to the session or, if `local`, to the transaction.
+    fn statement(&self, local: bool) -> String {
+        let Self {
+            name, value, since, ..
+        } = self;
+        if *since > 0 {
+            return format!(
+                "select pg_catalog.set_config('{name}', {value}, {local}) \
+                 where pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= {since};\n"
+            );
+        }
+        let local = if local { "local " } else { "" };
+        format!("set {local}{name} = {value};\n")
+    }
+}
+
+/// What a plan may use: a role's default would make a short call read whole tables.
+const PLANS: [&str; 6] = [
+    "enable_indexscan",
+    "enable_indexonlyscan",
+    "enable_bitmapscan",
+    "enable_nestloop",
+    "enable_seqscan",
+    "enable_sort",
+];
 
 impl SessionProfile {
     /// Whether a server in recovery is refused: for writes, which would fail there, and for the
@@ -75,8 +111,14 @@ impl SessionProfile {
 
     /// The settings: one table for all profiles.
     fn settings(self) -> Vec<Setting> {
-        let any = |name, value: &str| (name, value.to_owned(), Scope::Any);
-        let session = |name, value: &str| (name, value.to_owned(), Scope::Session);
+        let setting = |name, value: &str, scope, since| Setting {
+            name,
+            value: value.to_owned(),
+            scope,
+            since,
+        };
+        let any = |name, value: &str| setting(name, value, Scope::Any, 0);
+        let session = |name, value: &str| setting(name, value, Scope::Session, 0);
         let mut settings = vec![
             session("default_transaction_isolation", "'read committed'"),
             session("client_min_messages", "warning"),
@@ -88,7 +130,27 @@ impl SessionProfile {
             // A query over rows that a policy hides fails, instead of returning the others.
             any("row_security", "off"),
             any("jit", "off"),
+            // Forms of text: of numbers in JSON, of names and literals in the migrator's statements.
+            any("extra_float_digits", "1"),
+            any("quote_all_identifiers", "off"),
+            any("standard_conforming_strings", "on"),
+            // The other limits are per statement, and this one would end the session.
+            setting("transaction_timeout", "'0'", Scope::Any, 170_000),
         ];
+        // The server ends a LISTEN session that is idle for this long, such as that of a frozen process,
+        // and so releases the leader's lock. A pool keeps its sessions.
+        let idle = if self == Self::Listener {
+            "'5s'"
+        } else {
+            "'0'"
+        };
+        settings.push(setting(
+            "idle_session_timeout",
+            idle,
+            Scope::Session,
+            140_000,
+        ));
+        settings.extend(PLANS.map(|name| any(name, "on")));
         let read_only = match self {
             Self::Worker | Self::Bulk | Self::Listener | Self::Migration => Some("off"),
             Self::Api { .. } => Some("on"),
@@ -112,6 +174,7 @@ impl SessionProfile {
             Self::Listener => vec![
                 any("lock_timeout", "'100ms'"),
                 any("statement_timeout", "'5s'"),
+                any("idle_in_transaction_session_timeout", "'5s'"),
             ],
             Self::Migration => vec![
                 any("statement_timeout", "0"),
@@ -121,6 +184,8 @@ impl SessionProfile {
             Self::Reader | Self::ReadOnlyTransaction => vec![
                 any("lock_timeout", "'5s'"),
                 any("statement_timeout", "'10min'"),
+                // Between two statements a command may wait for the reader of its output.
+                any("idle_in_transaction_session_timeout", "'10min'"),
             ],
             Self::Api { statement_timeout } => vec![
                 any("lock_timeout", "'2s'"),
@@ -134,6 +199,11 @@ impl SessionProfile {
                 session("enable_bitmapscan", "off"),
             ],
         });
+        // The role's own limits end first, and the compilation of the statements that follow.
+        settings.sort_by_key(|setting| {
+            let first = setting.name == "jit" || setting.name.ends_with("_timeout");
+            !first
+        });
         settings
     }
 
@@ -143,16 +213,8 @@ impl SessionProfile {
             return self.begin();
         }
         let mut sql = String::from("-- session.settings\n");
-        for (name, value, _) in self.settings() {
-            sql.push_str(&format!("set {name} = {value};\n"));
-        }
-        if self == Self::Listener {
-            // The server ends a LISTEN session that is idle for this long, such as that of a frozen
-            // process, and so releases the leader's lock. Servers before 14 do not know the
-            // setting, and `set` would fail there.
-            sql.push_str(
-                "select set_config(name, '5s', false) from pg_settings where name = 'idle_session_timeout';\n",
-            );
+        for setting in self.settings() {
+            sql.push_str(&setting.statement(false));
         }
         sql
     }
@@ -165,9 +227,9 @@ impl SessionProfile {
         };
         let mut sql =
             format!("-- transaction.settings\nbegin isolation level read committed {access};\n");
-        for (name, value, scope) in self.settings() {
-            if scope == Scope::Any {
-                sql.push_str(&format!("set local {name} = {value};\n"));
+        for setting in self.settings() {
+            if setting.scope == Scope::Any {
+                sql.push_str(&setting.statement(true));
             }
         }
         sql
@@ -189,9 +251,13 @@ mod tests {
             },
         ] {
             let begin = profile.begin();
-            for (name, value, scope) in profile.settings() {
-                let local = format!("set local {name} = {value};");
-                assert_eq!(begin.contains(&local), scope == Scope::Any, "{local}");
+            for setting in profile.settings() {
+                let local = setting.statement(true);
+                assert_eq!(
+                    begin.contains(&local),
+                    setting.scope == Scope::Any,
+                    "{local}"
+                );
             }
         }
     }

@@ -17,19 +17,23 @@ const ENQUEUE_NOT_SENDABLE: &str = "\
 -- queue.enqueue_not_sendable
 select status_indexer.enqueue_all_not_sendable()";
 
+/// From the first row on, in the order of the index: an old snapshot keeps all earlier rows in the table.
 const DEPTH: &str = "\
 -- queue.depth
 select count(*)::int8 as depth,
        coalesce(extract(epoch from clock_timestamp() - min(enqueued_at)), 0)::float8 as oldest_secs
   from (select enqueued_at
           from status_indexer.queue
+         where id >= (select first_queue_id from status_indexer.state)
+         order by id
          limit 10000) q";
 
 const CLEAR_BEFORE: &str = "\
 -- queue.clear_before
 select not exists (select
                      from status_indexer.queue
-                    where enqueued_at < to_timestamp($1)) as clear";
+                    where id >= (select first_queue_id from status_indexer.state)
+                      and enqueued_at < to_timestamp($1)) as clear";
 
 /// Which rows of the queue a call of `drain` takes, in the order of their ids.
 #[derive(Debug, Clone, Default)]

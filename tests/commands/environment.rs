@@ -163,6 +163,7 @@ async fn no_help_and_no_log_contains_a_secret() {
                     ("DATABASE_URL", ""),
                     (variable, dsn.as_str()),
                     ("MF_METADATA_DB_PSWD", SECRET),
+                    ("STATUS_INDEXER_LISTEN_URL", dsn.as_str()),
                     ("STATUS_INDEXER_WAIT", "0"),
                     ("STATUS_INDEXER_LOG", "trace"),
                 ];
@@ -173,6 +174,7 @@ async fn no_help_and_no_log_contains_a_secret() {
     }
     let daemon = Launch::on(&database)
         .env("DATABASE_URL", &with_secret)
+        .env("STATUS_INDEXER_LISTEN_URL", &with_secret)
         .env("STATUS_INDEXER_LOG", "trace")
         .start()
         .await;

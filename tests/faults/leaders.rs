@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio_postgres::Client;
 
 use super::{drain_is_stuck, leads, named, run, sessions};
@@ -62,6 +63,44 @@ async fn a_follower_takes_over_within_five_seconds_after_its_leader_dies() {
     assert!(!leads(&third).await);
     assert!(second.terminate().await.success());
     eventually(TIMEOUT, "the third leads", async || leads(&third).await).await;
+    eventually_no_drift(writer.client()).await;
+}
+
+/// The time of a line of the log.
+fn time(line: &Value) -> f64 {
+    let text = line["timestamp"].as_str().unwrap_or_default();
+    let clock = text.split(['T', 'Z']).nth(1).unwrap_or_default();
+    let parts = clock.split(':').filter_map(|part| part.parse::<f64>().ok());
+    parts.fold(0.0, |sum, part| sum * 60.0 + part)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stops_wakes_its_follower() {
+    let database = Database::fresh().await;
+    let writer = database.writer().await;
+    let (mut first, mut second) = pair(&database).await;
+    writer.insert_flow("F").await;
+    let mut woken = 0;
+    for _ in 0..4 {
+        let now = writer.now_ms().await;
+        let id = writer.insert_run("F", Some(now / 1000)).await;
+        assert!(first.terminate().await.success());
+        writer.attempt_ok("F", id, "True", now).await;
+        let leading = second
+            .logged("it leads", |line| line["message"] == "leading")
+            .await;
+        let log = first.log();
+        let stopping = log.iter().find(|line| line["message"] == "stopping");
+        if let Some(stopping) = stopping {
+            println!("taken over after {:.3} s", time(&leading) - time(stopping));
+        }
+        eventually_status(&writer, "F", id, "completed").await;
+        // By chance, its timer may have been first.
+        woken += u32::from(leading["lock_was_released"] == true);
+        first = second;
+        second = named(&database, "next").start().await;
+    }
+    assert!(woken > 0, "every follower waited for its timer");
     eventually_no_drift(writer.client()).await;
 }
 

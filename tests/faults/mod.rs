@@ -5,20 +5,26 @@
 
 mod clients;
 pub(crate) mod clock;
+mod connections;
 mod crash;
+mod disk_full;
 mod encoding;
 mod gauges;
+mod horizon;
 mod leaders;
+mod listen_url;
 mod locks;
 mod polling;
 mod pooler;
 mod races;
 mod rows;
+mod settings;
 mod silence;
 mod soak;
 mod startup;
 mod supervision;
 mod triggers;
+mod versions;
 mod visibility;
 
 use std::process::Output;

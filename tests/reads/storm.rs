@@ -26,9 +26,9 @@ async fn no_reader_sees_a_status_other_than_the_definitions() {
 const MUTATIONS: [(&str, &str, &str, &str); 3] = [
     (
         "the queue is not looked at",
-        "pending",
-        "where q.id >= s",
-        "where false and q.id >= s",
+        "queued",
+        "where q.id >= (",
+        "where false and q.id >= (",
     ),
     (
         "the bound is that of the last deadline",

@@ -111,6 +111,7 @@ impl Playground {
     ) -> Result<Daemon> {
         Ok(Daemon {
             connector: self.connector()?,
+            listen: None,
             reader: self.connector()?,
             api: ApiArgs {
                 http_listen: Listen::At(http_listen),

@@ -1,4 +1,4 @@
-//! A real PgBouncer in front of a database, in transaction mode.
+//! A real PgBouncer in front of a database, in transaction mode unless a test sets another.
 //!
 //! Owns the process and its directory. Promises that it ends with the test, and that all of its
 //! clients share a few connections to the server, as one role. Called by the tests of polling mode.
@@ -32,10 +32,23 @@ impl Pooler {
     /// # Panics
     /// If it cannot be started.
     pub async fn to(server: SocketAddr, role: &str, connections: u32) -> Self {
+        Self::with(server, role, connections, &[]).await
+    }
+
+    /// The same with more settings; later ones win.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub async fn with(
+        server: SocketAddr,
+        role: &str,
+        connections: u32,
+        more: &[(&str, &str)],
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let port = free_port();
         let settings = directory.path().join("pgbouncer.ini");
-        let text = format!(
+        let mut text = format!(
             "[databases]
 * = host={} port={} user={role}
 [pgbouncer]
@@ -49,6 +62,9 @@ default_pool_size = {connections}
             server.ip(),
             server.port()
         );
+        for (name, value) in more {
+            text += &format!("{name} = {value}\n");
+        }
         std::fs::write(&settings, text).expect("a fresh file");
         let process = start(&settings);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -68,6 +84,37 @@ default_pool_size = {connections}
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// The version of the program, such as (1, 18).
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn version() -> (u32, u32) {
+    let outputs = PROGRAMS.iter().filter_map(|program| {
+        let output = std::process::Command::new(program)
+            .arg("--version")
+            .output();
+        output.ok().map(|output| output.stdout)
+    });
+    let text = outputs.map(|text| String::from_utf8_lossy(&text).into_owned());
+    let numbers = text.flat_map(|text| {
+        let version = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .replace("PgBouncer ", "");
+        let numbers: Vec<u32> = version
+            .split('.')
+            .filter_map(|part| part.parse().ok())
+            .collect();
+        numbers.first().copied().zip(numbers.get(1).copied())
+    });
+    numbers
+        .take(1)
+        .last()
+        .expect("tests need PgBouncer: run .ci/setup test")
 }
 
 fn start(settings: &Path) -> Child {

@@ -292,8 +292,12 @@ impl Postgres {
             .map(drop)
     }
 
-    /// A fast shutdown: sessions are terminated, everything is written.
-    async fn shut_down(&self) -> Result<()> {
+    /// A fast shutdown: sessions are terminated, everything is written. [`Postgres::start_again`] starts
+    /// it again.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub async fn shut_down(&self) -> Result<()> {
         let Some(postmaster) = self.pid() else {
             return Ok(());
         };

@@ -11,7 +11,11 @@ use crate::pg::tls::{HandshakeError, TlsError};
 
 /// No connection to any of the hosts; says why for each.
 #[derive(Debug)]
-pub struct ConnectError(Vec<Failure>);
+pub struct ConnectError {
+    failures: Vec<Failure>,
+    /// What the connection is for, where there are two kinds.
+    purpose: Option<&'static str>,
+}
 
 #[derive(Debug)]
 struct Failure {
@@ -71,23 +75,30 @@ impl fmt::Display for Cause {
 impl ConnectError {
     /// Nothing was tried yet.
     pub(super) fn new() -> Self {
-        Self(Vec::new())
+        Self::from(Vec::new())
+    }
+
+    pub(super) fn of(mut self, purpose: Option<&'static str>) -> Self {
+        self.purpose = purpose;
+        self
     }
 
     /// Whether a server refused the login.
     #[must_use]
     pub fn is_login_refused(&self) -> bool {
-        let last = self.0.last();
+        let last = self.failures.last();
         last.is_some_and(|failure| failure.cause.is_login_refused())
     }
 
     /// The cause at each place that was tried.
     pub(super) fn reasons(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|failure| failure.cause.to_string())
+        self.failures
+            .iter()
+            .map(|failure| failure.cause.to_string())
     }
 
     pub(super) fn push(&mut self, place: &str, cause: Cause) {
-        self.0.push(Failure {
+        self.failures.push(Failure {
             place: Some(place.to_owned()),
             cause,
         });
@@ -96,7 +107,10 @@ impl ConnectError {
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, failure) in self.0.iter().enumerate() {
+        if let Some(purpose) = self.purpose {
+            write!(f, "{purpose}: ")?;
+        }
+        for (at, failure) in self.failures.iter().enumerate() {
             let separator = if at == 0 { "" } else { "; " };
             f.write_str(separator)?;
             if let Some(place) = &failure.place {
@@ -104,7 +118,9 @@ impl fmt::Display for ConnectError {
             }
             match failure.cause {
                 // The source says the rest.
-                Cause::Driver(_) if at + 1 == self.0.len() => f.write_str("no connection")?,
+                Cause::Driver(_) if at + 1 == self.failures.len() => {
+                    f.write_str("no connection")?
+                }
                 ref cause => write!(f, "{cause}")?,
             }
         }
@@ -114,16 +130,25 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.0.last()?.cause {
+        match &self.failures.last()?.cause {
             Cause::Driver(error) => Some(error),
             _ => None,
         }
     }
 }
 
+impl From<Vec<Failure>> for ConnectError {
+    fn from(failures: Vec<Failure>) -> Self {
+        Self {
+            failures,
+            purpose: None,
+        }
+    }
+}
+
 impl From<ParamsError> for ConnectError {
     fn from(error: ParamsError) -> Self {
-        Self(vec![Failure {
+        Self::from(vec![Failure {
             place: None,
             cause: Cause::Params(error),
         }])
@@ -132,7 +157,7 @@ impl From<ParamsError> for ConnectError {
 
 impl From<TlsError> for ConnectError {
     fn from(error: TlsError) -> Self {
-        Self(vec![Failure {
+        Self::from(vec![Failure {
             place: None,
             cause: Cause::Tls(error),
         }])

@@ -79,6 +79,18 @@ impl ParamsSource {
         self
     }
 
+    /// Whether the connection string itself contains a password.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        let Base::Dsn(dsn) = &self.base else {
+            return self.password_file.is_some();
+        };
+        let pairs = dsn::parse(dsn.expose_secret()).unwrap_or_default();
+        pairs
+            .iter()
+            .any(|(name, value)| name == "password" && !value.is_empty())
+    }
+
     /// Connects to another host, with the first port; the settings that choose among several hosts do
     /// not apply to it.
     #[must_use]
