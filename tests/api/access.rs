@@ -35,12 +35,12 @@ pub(crate) async fn certificates(names: &[&str]) -> Certificates {
     for name in names {
         for args in [
             format!(
-                "req -x509 {key} -days 2 -keyout {name}-ca.key -out {name}-ca.crt -subj /CN=a-{name}"
+                "req -x509 {key} -days 30 -keyout {name}-ca.key -out {name}-ca.crt -subj /CN=a-{name}"
             ),
             format!("req {key} -keyout {name}.key -out {name}.csr -subj /CN=localhost"),
             format!(
                 "x509 -req -in {name}.csr -CA {name}-ca.crt -CAkey {name}-ca.key -CAcreateserial \
-                 -days 2 -extfile extensions -out {name}.crt"
+                 -days 30 -extfile extensions -out {name}.crt"
             ),
         ] {
             all.openssl(&args).await;

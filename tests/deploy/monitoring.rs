@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::api::access::certificates;
+use crate::connect::server::Certificates;
+
 use super::dashboard::{queries, variables};
 use super::prometheus::{Prometheus, configuration, there};
 use super::rules::{rules, selectors};
@@ -50,11 +53,14 @@ fn substituted(query: &str) -> String {
         .replace("$instance", ".*")
 }
 
-/// Two daemons on a database, and the Prometheus that scrapes them every second.
+/// Two daemons on a database, and the Prometheus that scrapes them every second. The read API of the second
+/// daemon uses TLS, so that its certificate has a series.
 struct Site {
     database: Database,
     daemons: [Daemon; 2],
     prometheus: Prometheus,
+    /// Their files are read again and again.
+    _certificates: Certificates,
 }
 
 impl Site {
@@ -64,7 +70,13 @@ impl Site {
             .env("RUN_INACTIVE_CUTOFF_TIME", "8")
             .arg("--reconcile-interval=1")
             .arg("--reconcile-rate=100000");
-        let daemons = [launch.clone().start().await, launch.start().await];
+        let all = certificates(&["api"]).await;
+        let path = |name: &str| all.path(name).display().to_string();
+        let with_tls = launch
+            .clone()
+            .env("STATUS_INDEXER_HTTP_TLS_CERT", &path("api.crt"))
+            .env("STATUS_INDEXER_HTTP_TLS_KEY", &path("api.key"));
+        let daemons = [launch.start().await, with_tls.start().await];
         let mut targets = Vec::new();
         for daemon in &daemons {
             targets.push(daemon.address().await.to_string());
@@ -75,6 +87,7 @@ impl Site {
             database,
             daemons,
             prometheus: Prometheus::start(&config),
+            _certificates: all,
         };
         eventually_eq(TIMEOUT, "both are scraped", 2, async || {
             site.count("status_indexer_up == 1").await

@@ -40,9 +40,11 @@ async fn waits(database: &Database, reason: &str) {
     let daemon = Launch::on(database)
         .args(&["run", "--metrics-listen", "127.0.0.1:0"])
         .spawn();
-    eventually(TIMEOUT, reason, async || {
-        matches!(daemon.get("/readyz").await, Some((503, body)) if body.contains(reason))
-    })
+    eventually(
+        TIMEOUT,
+        reason,
+        async || matches!(daemon.get("/readyz").await, Some((503, body)) if body.contains(reason)),
+    )
     .await;
     assert!(!leads(&daemon).await);
     assert!(daemon.terminate().await.success());
