@@ -97,11 +97,12 @@ const FAULTS: &[(&str, &str, &str, &str, &str)] = &[
         "alter table runs_v3 owner to postgres; alter table metadata_v3 owner to postgres; drop role other_:db",
     ),
     (
-        "drop index status_indexer_listing",
+        "drop index status_indexer_failed",
         "indexes",
         "problem",
-        "status_indexer_listing is missing",
-        "create index status_indexer_listing on runs_v3 (flow_id, run_status, ts_epoch desc, run_number desc)",
+        "status_indexer_failed is missing",
+        "create index status_indexer_failed on runs_v3 (flow_id, ts_epoch desc, run_number desc)
+         where run_status = 'failed'",
     ),
     (
         "update pg_index set indisvalid = false where indexrelid = 'status_indexer_running'::regclass",
@@ -135,7 +136,7 @@ const FAULTS: &[(&str, &str, &str, &str, &str)] = &[
         "update status_indexer.schema_history set version = 998 where version = 15",
         "steps",
         "problem",
-        "0015_reads",
+        "0016_reads",
         "update status_indexer.schema_history set version = 15 where version = 998",
     ),
     (
@@ -228,7 +229,7 @@ async fn a_fresh_installation_has_a_column_that_is_not_valid_and_no_leader() {
         "the backfill has compared 0 of about 0 runs",
     );
     report.is("leader", "problem", "no daemon has worked yet");
-    report.is("steps", "ok", "all 15 steps");
+    report.is("steps", "ok", "all 16 steps");
 }
 
 #[tokio::test]
