@@ -133,11 +133,11 @@ const FAULTS: &[(&str, &str, &str, &str, &str)] = &[
         "delete from status_indexer.schema_history where version = 999",
     ),
     (
-        "update status_indexer.schema_history set version = 998 where version = 15",
+        "update status_indexer.schema_history set version = 998 where version = 16",
         "steps",
         "problem",
         "0016_reads",
-        "update status_indexer.schema_history set version = 15 where version = 998",
+        "update status_indexer.schema_history set version = 16 where version = 998",
     ),
     (
         "update status_indexer.state set runs_table = '\"public\".\"elsewhere\"'",
