@@ -6,6 +6,7 @@
 mod custom_resources;
 mod dashboard;
 mod helm;
+mod image;
 mod install;
 mod kubernetes;
 mod kustomize;
