@@ -3,6 +3,7 @@
 //! Promises that manifests, configurations and the plug-in work as they are shipped, and name only
 //! options, ports and paths that the product has.
 
+mod compose;
 mod custom_resources;
 mod dashboard;
 mod helm;
