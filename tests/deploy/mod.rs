@@ -19,4 +19,5 @@ mod prometheus;
 mod prometheus_tls;
 mod rules;
 mod runbook;
+mod systemd;
 mod ui;
