@@ -6,6 +6,7 @@
 mod compose;
 mod custom_resources;
 mod dashboard;
+mod debian;
 mod helm;
 mod image;
 mod install;
