@@ -18,12 +18,14 @@ DESTDIR ?=
 # The profile of the binary that install builds; or, in BINARY, a binary that is built already.
 PROFILE ?= release
 BINARY ?=
+# Whom the Debian package names as its maintainer; unset: the one in Cargo.toml.
+MAINTAINER ?=
 
 # The PostgreSQL versions of test-versions, and names or prefixes of its tests; unset: all.
 VERSIONS ?=
 TESTS ?=
 
-.PHONY: help demo test test-versions soak lint setup bench install uninstall
+.PHONY: help demo test test-versions soak lint setup bench install uninstall deb
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -100,6 +102,10 @@ install: ## Install the binary, its manual pages and completions: make install [
 uninstall: ## Remove what install has installed, with the same PREFIX and DESTDIR
 	rm -f '$(bin)/status-indexer' '$(man)/status-indexer.1' '$(man)'/status-indexer-*.1
 	rm -f '$(bash)/status-indexer' '$(zsh)/_status-indexer' '$(fish)/status-indexer.fish'
+
+deb: ## Build the Debian package with cargo-deb: make deb [MAINTAINER="Name <address>"]
+	$(CARGO) build --locked --release --package status-indexer
+	MAINTAINER='$(MAINTAINER)' .ci/deb
 
 setup: ## Install what the demo and the tests need, where it is missing
 	@.ci/setup test

@@ -55,7 +55,7 @@ pub(super) fn default_port(flag: &str) -> i64 {
 }
 
 /// Its arguments and its variables are those of the binary.
-fn takes_options_and_variables(origin: &str, container: &Value) {
+pub(super) fn takes_options_and_variables(origin: &str, container: &Value) {
     let cli = Cli::command();
     let variables: Vec<_> = flags(&cli)
         .into_iter()
@@ -179,9 +179,13 @@ fn the_image_is_built_from_existing_files() {
     ] {
         assert!(copied.iter().any(|source| source == needed), "{needed}");
     }
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(dockerfile.contains(&format!("\nARG VERSION={version}\n")));
     let toolchain = env!("CARGO_PKG_RUST_VERSION");
     assert!(
-        dockerfile.contains(&format!("FROM rust:{toolchain}-slim-bookworm")),
+        dockerfile.contains(&format!(
+            "FROM --platform=$BUILDPLATFORM rust:{toolchain}-slim-bookworm"
+        )),
         "the image is built with Rust {toolchain}"
     );
 }

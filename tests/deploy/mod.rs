@@ -3,9 +3,12 @@
 //! Promises that manifests, configurations and the plug-in work as they are shipped, and name only
 //! options, ports and paths that the product has.
 
+mod compose;
 mod custom_resources;
 mod dashboard;
+mod debian;
 mod helm;
+mod image;
 mod install;
 mod kubernetes;
 mod kustomize;
@@ -17,4 +20,5 @@ mod prometheus;
 mod prometheus_tls;
 mod rules;
 mod runbook;
+mod systemd;
 mod ui;
