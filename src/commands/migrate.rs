@@ -31,7 +31,7 @@ pub struct MigrateArgs {
         global = true
     )]
     grant_dump_to: Vec<String>,
-    /// Continue although the runs table is published: the subscribers have the column already
+    /// Continue although the runs table is published: the subscribers have its columns already
     #[arg(
         long,
         env = "STATUS_INDEXER_ALLOW_PUBLICATIONS",
