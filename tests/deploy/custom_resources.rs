@@ -36,9 +36,26 @@ const RELABELING: &[Field] = &[
     ("action", false, Text),
 ];
 
+/// A key of a Secret or a ConfigMap.
+const KEY: &[Field] = &[("name", true, Text), ("key", true, Text)];
+
+const TLS_CONFIG: &[Field] = &[
+    (
+        "ca",
+        false,
+        One(&[("secret", false, One(KEY)), ("configMap", false, One(KEY))]),
+    ),
+    ("serverName", false, Text),
+];
+
+const AUTHORIZATION: &[Field] = &[("type", false, Text), ("credentials", false, One(KEY))];
+
 const ENDPOINT: &[Field] = &[
     ("port", true, Text),
     ("path", false, Text),
+    ("scheme", false, Text),
+    ("tlsConfig", false, One(TLS_CONFIG)),
+    ("authorization", false, One(AUTHORIZATION)),
     ("interval", false, Duration),
     ("scrapeTimeout", false, Duration),
     ("relabelings", false, Many(RELABELING)),

@@ -44,7 +44,18 @@ fn installations() -> Vec<Site> {
             "pod monitor",
             json!({
                 "metadatadb": { "host": "db" },
-                "metrics": { "service": { "enabled": false }, "podMonitor": { "enabled": true } },
+                "metrics": {
+                    "service": { "enabled": false },
+                    "podMonitor": {
+                        "enabled": true,
+                        "scheme": "https",
+                        "tlsConfig": {
+                            "ca": { "secret": { "name": "metrics-tls", "key": "ca.crt" } },
+                            "serverName": "status-indexer",
+                        },
+                        "authorization": { "credentials": { "name": "metrics-token", "key": "token" } },
+                    },
+                },
             }),
         ),
         (
