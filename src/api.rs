@@ -70,8 +70,8 @@ pub struct Api {
     lists: Budget,
     /// For pages.
     pages: Budget,
-    /// Whether the column was exact for the last page by status.
-    column_is_exact: AtomicBool,
+    /// Whether the column sufficed for the last page by status.
+    column_suffices: AtomicBool,
     stop: CancellationToken,
     metrics: Metrics,
 }
@@ -94,7 +94,7 @@ impl Api {
             access,
             lists: Budget::new(stream::BUDGET),
             pages: Budget::new(runs::BUDGET),
-            column_is_exact: AtomicBool::new(true),
+            column_suffices: AtomicBool::new(true),
             stop,
             metrics,
         })

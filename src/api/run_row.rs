@@ -35,12 +35,12 @@ const SYSTEM_TAGS: usize = 6;
 const OWNED: usize = 7;
 /// With a status filter only: the status, after [`COLUMNS`].
 const STATUS: usize = 8;
-/// With a status filter only: whether statuses may be read.
+/// With a status filter only: whether statuses may be read by this statement.
 const READABLE: usize = 9;
-/// With a status filter only: how old the data is, seconds; null on a primary.
+/// Of a statement that evaluates pending runs only: how old the data is, seconds; null on a primary.
 const REPLICA_AGE: usize = 10;
-/// With a status filter only: whether the column was exact in the statement's snapshot.
-const COLUMN_IS_EXACT: usize = 11;
+/// Of a statement that evaluates pending runs only: whether the column would have sufficed.
+const COLUMN_SUFFICES: usize = 11;
 
 /// One run, borrowed from its row.
 #[derive(Debug)]
@@ -119,9 +119,9 @@ pub(super) fn is_readable(rows: &[Row]) -> bool {
     holds(rows, READABLE)
 }
 
-/// Whether no run was pending in the statement's snapshot. False without a row.
-pub(super) fn column_is_exact(rows: &[Row]) -> bool {
-    holds(rows, COLUMN_IS_EXACT)
+/// Whether the column would have sufficed. False without a row.
+pub(super) fn column_suffices(rows: &[Row]) -> bool {
+    holds(rows, COLUMN_SUFFICES)
 }
 
 fn holds(rows: &[Row], column: usize) -> bool {

@@ -83,8 +83,8 @@ async fn page(
     Ok(response)
 }
 
-/// Reads the page. With a status filter the cheaper statement is sent first. If the column is not
-/// exact, the other one follows, and is sent first from then on, until the column is exact again.
+/// Reads the page. With a status filter the cheaper statement is sent first. If the column does not
+/// suffice, the other one follows, and is sent first from then on, until the column suffices again.
 async fn read(api: &Api, mut selection: Selection<'_>) -> Result<Rows, ApiError> {
     let reader = api.reader()?;
     let query = async |selection: &Selection<'_>| {
@@ -95,16 +95,16 @@ async fn read(api: &Api, mut selection: Selection<'_>) -> Result<Rows, ApiError>
     if selection.filter.statuses.is_none() {
         return query(&selection).await;
     }
-    if api.column_is_exact.load(Ordering::Relaxed) {
+    if api.column_suffices.load(Ordering::Relaxed) {
         selection.coverage = Coverage::ExactColumn;
         let rows = query(&selection).await?;
-        if run_row::column_is_exact(&rows) {
+        if run_row::is_readable(&rows) {
             return Ok(rows);
         }
     }
     selection.coverage = Coverage::All;
     let rows = query(&selection).await?;
-    let exact = run_row::column_is_exact(&rows);
-    api.column_is_exact.store(exact, Ordering::Relaxed);
+    let suffices = run_row::column_suffices(&rows);
+    api.column_suffices.store(suffices, Ordering::Relaxed);
     Ok(rows)
 }

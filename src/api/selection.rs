@@ -27,7 +27,7 @@ pub(super) struct Selection<'a> {
 /// Which runs a statement by status reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coverage {
-    /// The runs, or none if the column is not exact. Costs hardly more than the range of the index.
+    /// The runs, or none if the column does not suffice. Costs hardly more than the range of the index.
     ExactColumn,
     /// All, those included whose column is not exact: the server starts twice as many steps of a plan.
     All,
@@ -39,9 +39,9 @@ const USER: &str = "(case when r.system_tags ? ('user:' || r.user_name) then r.u
 impl Selection<'_> {
     /// The statement for this selection.
     ///
-    /// With a status filter each row ends with whether statuses may be read in the same snapshot, the
-    /// age of a replica's data, and whether the column is exact. If no run matches, there is one row,
-    /// which has nulls for the run.
+    /// With a status filter each row ends with whether this statement may read statuses in its snapshot.
+    /// With [`Coverage::All`] the age of a replica's data follows, and whether the column would have
+    /// sufficed. If no run matches, there is one row, which has nulls for the run.
     pub(super) fn statement(&self) -> Statement {
         let mut builder = Builder::default();
         builder.bind(self.flow_id.to_owned(), Type::TEXT);
@@ -85,6 +85,8 @@ const FLOW: &str = "$1";
 const ROWS: &str = "$2";
 const OFFSET: &str = "$3";
 const ORDER: &str = "ts_epoch desc, run_number desc";
+/// Whether the column alone gives the answer. Not on a replica, whose answers have their age.
+const COLUMN_SUFFICES: &str = "s.column_is_exact and not pg_is_in_recovery()";
 /// The function is called on replicas only.
 const REPLICA_AGE: &str =
     "(select case when pg_is_in_recovery() then status_indexer.replica_age() end) as replica_age";
@@ -147,7 +149,7 @@ with state as materialized (
    where not s.column_is_exact
 )
 select p.*, status_indexer.is_readable(s.valid_since) as readable,
-       {REPLICA_AGE}, s.column_is_exact
+       {REPLICA_AGE}, {COLUMN_SUFFICES} as column_suffices
   from state s
   left join lateral (
 {runs}
@@ -263,26 +265,23 @@ offset {OFFSET}
     }
 }
 
-/// The runs by the column alone, if it is exact. The condition is a scalar query, so that the server
-/// evaluates it once, and not for each run.
+/// The runs by the column alone, if that suffices.
 fn exact_column(ranges: Vec<String>) -> String {
     let runs = merged(ranges);
     format!(
         "-- api.runs_by_status_exact_column
 with state as materialized (
-  select s.column_is_exact
+  select {COLUMN_SUFFICES} as column_suffices
     from status_indexer.read_state s
 )
-select p.*, s.column_is_exact as readable,
-       {REPLICA_AGE}, s.column_is_exact
+select p.*, s.column_suffices
   from state s
-  left join lateral (
+  left join (
 {runs}
- where (select s.column_is_exact from state s)
  order by {ORDER}
  limit {ROWS}
 offset {OFFSET}
-) p on true"
+) p on s.column_suffices"
     )
 }
 
