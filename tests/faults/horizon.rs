@@ -136,7 +136,7 @@ select coalesce(seq_scan, 0)::int8
     println!("{used} buffers: a page by status");
     assert!(used <= MOST_BUFFERS, "{used} buffers for a page");
 
-    // The daemon itself, while events continue: no statement of it reads the whole table.
+    // The daemon itself, while events continue: no statement for each event reads the whole table.
     let before = number(&client, SCANS).await;
     for _ in 0..20 {
         let now = writer.now_ms().await;
@@ -149,7 +149,9 @@ select coalesce(seq_scan, 0)::int8
         sampler_reads(&client).await;
     }
     let scans = number(&client, SCANS).await - before;
-    assert_eq!(scans, 0, "scans of the whole queue");
+    // `apply` scans it for a run that another transaction has locked, and a backfill once at its end, which
+    // the server may count later. What is done for each event would be counted at least twenty times.
+    assert!(scans <= 3, "{scans} scans of the whole queue");
     run(&holder, "commit").await;
     eventually_no_drift(&client).await;
 }
