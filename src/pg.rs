@@ -21,6 +21,11 @@ mod session;
 mod timeouts;
 mod tls;
 
+use tokio_postgres::Row;
+use tokio_postgres::types::FromSql;
+
+use crate::error::Error;
+
 pub use connect::{ConnectError, Connector};
 pub(crate) use connect::{Place, Survey, Traffic, drive};
 pub use logins::Logins;
@@ -60,4 +65,19 @@ pub fn name_of(sql: &'static str) -> &'static str {
         .next()
         .and_then(|line| line.strip_prefix("-- "))
         .unwrap_or("statement")
+}
+
+/// A column of an answer, by name.
+///
+/// # Errors
+/// If it is missing or has another type.
+pub(crate) fn column<'a, T: FromSql<'a>>(
+    row: &'a Row,
+    statement: &'static str,
+    name: &str,
+) -> Result<T, Error> {
+    row.try_get(name).map_err(|source| Error::Answer {
+        statement,
+        source: source.into(),
+    })
 }

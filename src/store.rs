@@ -13,11 +13,10 @@ mod runs;
 mod state;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::FromSql;
 
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::pg::{Connector, Db, SessionMode, SessionProfile};
+use crate::pg::{Connector, Db, SessionMode, SessionProfile, column};
 
 pub use apply::{Applied, Change, InvalidEvidence, RefusedRun};
 pub use batch::{BatchSize, MAX_BATCH};
@@ -67,18 +66,6 @@ impl Store {
     pub fn batch(&self) -> &BatchSize {
         &self.batch
     }
-}
-
-/// A column of an answer, by name.
-fn column<'a, T: FromSql<'a>>(
-    row: &'a Row,
-    statement: &'static str,
-    name: &str,
-) -> Result<T, Error> {
-    row.try_get(name).map_err(|source| Error::Answer {
-        statement,
-        source: source.into(),
-    })
 }
 
 /// A JSON column of an answer, read into a list; null is an empty list.

@@ -4,8 +4,8 @@
 //! one that is added there is recorded in the same transaction, and only those are revoked.
 
 use anyhow::{Context as _, ensure};
-use tokio_postgres::Client;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
 use super::query::{exists, query, query_bool, query_opt, transaction};
 use super::render::render;
@@ -29,6 +29,15 @@ grant select on sequence status_indexer.queue_id_seq to {{role}};
 grant select, update on sequence status_indexer.notify_suppressed_until, status_indexer.leader_heartbeat to {{role}};
 grant update (run_status, run_finished_at) on {{runs}} to {{role}};
 ";
+
+/// The statement that grants a privilege again that a role had. A row has the grantee, null for public;
+/// the privilege; and whether the grantee may grant it to others.
+pub(super) fn grant_again(row: &Row, privilege: &str, object: &str) -> String {
+    let grantee: Option<&str> = row.get(0);
+    let grantee = grantee.map_or_else(|| "public".to_owned(), quote_ident);
+    let option = if row.get(2) { " with grant option" } else { "" };
+    format!("grant {privilege} on {object} to {grantee}{option};\n")
+}
 
 /// A privilege on an object or on one of its columns, as a statement of [`GRANT_OWN`] grants it.
 #[derive(Debug, PartialEq, Eq)]

@@ -7,11 +7,11 @@
 use anyhow::Context as _;
 use tokio_postgres::types::Type;
 
+use super::grants::grant_again;
 use super::migrator::Migrator;
 use super::query::query;
 use super::steps::{self, COLUMN_VERSION, Kind, STATE_VERSION};
 use super::up::keeps_finish;
-use crate::pg::quote_ident;
 
 impl Migrator<'_> {
     /// Removes the ends of runs and the indexes of the web UI. Returns whether there were any. Can be
@@ -70,11 +70,8 @@ select case a.grantee when 0 then null else pg_get_userbyid(a.grantee)::text end
         let runs = self.tables.runs.quoted();
         let rows = query(&self.client, GRANTS, &[(&runs, Type::TEXT)]).await?;
         let grants = rows.iter().map(|row| {
-            let grantee: Option<&str> = row.get(0);
-            let grantee = grantee.map_or_else(|| "public".to_owned(), quote_ident);
-            let option = if row.get(2) { " with grant option" } else { "" };
             let privilege: &str = row.get(1);
-            format!("grant {privilege} (run_finished_at) on {runs} to {grantee}{option};\n")
+            grant_again(row, &format!("{privilege} (run_finished_at)"), &runs)
         });
         Ok(grants.collect())
     }

@@ -6,6 +6,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
+use super::grants::grant_again;
 use super::migrator::Migrator;
 use super::query::{query, query_bool};
 use super::render::render;
@@ -130,13 +131,9 @@ select case a.grantee when 0 then null else pg_get_userbyid(a.grantee)::text end
  where c.oid = to_regclass('status_indexer.runs')
    and a.grantee <> c.relowner";
         let rows = query(&self.client, GRANTS, &[]).await?;
-        let grants = rows.iter().map(|row| {
-            let grantee: Option<&str> = row.get(0);
-            let grantee = grantee.map_or_else(|| "public".to_owned(), quote_ident);
-            let option = if row.get(2) { " with grant option" } else { "" };
-            let privilege: &str = row.get(1);
-            format!("grant {privilege} on status_indexer.runs to {grantee}{option};\n")
-        });
+        let grants = rows
+            .iter()
+            .map(|row| grant_again(row, row.get(1), "status_indexer.runs"));
         Ok(grants.collect())
     }
 }

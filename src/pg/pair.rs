@@ -10,16 +10,16 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
+use tokio_postgres::Client;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Row};
 
 use super::connect::{Connector, drive};
 use super::mode::detect_mode;
-use super::name_of;
 use super::names::LOCK_CLASS;
 use super::pool::{Db, Param};
 use super::session::{SessionMode, SessionProfile};
 use super::timeouts::SHORT;
+use super::{column, name_of};
 use crate::error::Error;
 
 /// The keys of marks. Lower ones are those of the leader and of migrations.
@@ -150,15 +150,4 @@ pub(crate) async fn check_listen(connector: &Connector, db: &Db) -> Result<(), E
     let (session, traffic) = connector.open(profile, &profile.session()).await?;
     tokio::spawn(drive(traffic));
     Mark::set(&session, db).await.map(drop)
-}
-
-fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
-    row: &'a Row,
-    statement: &'static str,
-    name: &str,
-) -> Result<T, Error> {
-    row.try_get(name).map_err(|source| Error::Answer {
-        statement,
-        source: source.into(),
-    })
 }

@@ -10,12 +10,11 @@ use std::process::Output;
 
 use testkit::daemon::{Daemon, Launch};
 use testkit::database::Database;
-use testkit::postgres::Postgres;
 use testkit::requirement::left_out;
 use testkit::wait::{eventually, within};
 
 use super::cli::text;
-use crate::connect::server::{set_rules, start};
+use crate::connect::secrets::server_with_password;
 
 const SECRET: &str = "s3cr3t/phr@se";
 
@@ -28,27 +27,6 @@ const TOKEN: &str = "t0ken-t0ken-t0ken-t0ken";
 const TRACES: [&str; 3] = ["s3cr3t", "phr@se", "t0ken-t0ken"];
 
 const SOON: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// A server whose role `indexer` needs the secret as its password.
-async fn server() -> (Postgres, Database) {
-    let server = start().await;
-    set_rules(
-        &server,
-        "host all indexer all scram-sha-256\nhost all all all trust\nlocal all all trust\n",
-    )
-    .await;
-    let database = Database::on(&server).await;
-    let create = format!(
-        "set password_encryption = 'scram-sha-256';
-         create role indexer superuser login password '{SECRET}'"
-    );
-    let client = database.client().await;
-    client
-        .batch_execute(&create)
-        .await
-        .expect("tests are superuser");
-    (server, database)
-}
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +162,7 @@ fn check_output(args: &[&str], fault: Fault, output: &Output) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_prints_a_secret_wherever_it_is_given_and_whatever_fails() {
-    let (server, database) = server().await;
+    let (server, database) = server_with_password(SECRET).await;
     let places = Places::new(&database);
     // One that works first, so that the others find the objects.
     let all = places.all(Fault::Nothing);
@@ -273,7 +251,7 @@ async fn the_running_daemon_shows_no_secret() {
 select coalesce(string_agg(concat_ws(' ', application_name, query), ' '), '')
   from pg_stat_activity
  where usename = 'indexer'";
-    let (server, database) = server().await;
+    let (server, database) = server_with_password(SECRET).await;
     let places = Places::new(&database);
     for env in places.all(Fault::Nothing) {
         let daemon = places

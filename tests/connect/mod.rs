@@ -7,7 +7,7 @@
 mod failover;
 mod hosts;
 mod psql;
-mod secrets;
+pub(crate) mod secrets;
 pub(crate) mod server;
 mod waiting;
 

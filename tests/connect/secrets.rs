@@ -22,7 +22,8 @@ select pg_terminate_backend(pid)
   from pg_stat_activity
  where usename = 'indexer'";
 
-async fn server_with_password(password: &str) -> (Postgres, Database) {
+/// A server whose role `indexer` needs this password.
+pub(crate) async fn server_with_password(password: &str) -> (Postgres, Database) {
     let server = start().await;
     set_rules(&server, RULES).await;
     let database = Database::on(&server).await;
