@@ -68,12 +68,13 @@ create view status_indexer.read_state as
                  where q.id >= s.first_queue_id
                  order by q.id
                  limit 1) is null
-           and not exists (select from status_indexer.timers t where t.due_secs <= s.now_secs)
+           and not exists (select from status_indexer.timers t where t.due_secs <= status_indexer.read_clock())
            as column_is_exact
-    -- `offset 0`, so that the clock is computed once.
-    from (select c.*,
-                 (c.now_secs between c.deadlines_from_secs and c.deadlines_until_secs) is true as no_deadline
-            from (select s.*, status_indexer.read_clock() as now_secs from status_indexer.state s offset 0) c) s;
+    from (select s.*,
+                 status_indexer.read_clock() as now_secs,
+                 (status_indexer.read_clock() between s.deadlines_from_secs and s.deadlines_until_secs) is true
+                   as no_deadline
+            from status_indexer.state s) s;
 
 -- The runs whose stored status is not exact in this snapshot: those with an event in the queue, and
 -- those whose deadline has passed. Usually there are none. Every other run's status is the column's.
@@ -174,6 +175,17 @@ exception when others then
     from {{runs}} r
    where r.flow_id = status_now.flow_id
      and r.run_number = status_now.run_number;
+end
+$$;
+
+-- When the end step's newest `attempt_ok` was written, milliseconds since the epoch; null without one. In
+-- PL/pgSQL, because the planner would put the text of an SQL function into every statement that calls it.
+create function status_indexer.newest_ok_ts(flow_id text, run_number bigint) returns bigint
+language plpgsql stable parallel safe cost 1000
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select o.ok_ts from status_indexer.newest_attempt_ok(flow_id, run_number) o);
 end
 $$;
 

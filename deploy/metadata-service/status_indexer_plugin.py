@@ -4,9 +4,9 @@ Owns one method of each one's runs table, `find_records`. While the indexer's co
 listings with a status are answered from it: those of the metadata service from the view
 `status_indexer.runs`, those of the UI backend by statements of this file. Otherwise they are answered
 by joins of the service's own, which compute the status. The answers are equal: each status is exact in
-the snapshot of the query. Promises that the service always starts and answers: every failure here ends with the service's own
-joins and one line in its log. Runs in the service's event loop and borrows one connection of its pool
-for a short check every few seconds.
+the snapshot of the query. Promises that the service always starts and answers: every failure here ends
+with the service's own joins and one line in its log. Runs in the service's event loop and borrows one
+connection of its pool for a short check every few seconds.
 
 Loaded by `sitecustomize.py` beside this file, or by
 `python -m status_indexer_plugin services.metadata_service.server`. Needs only the standard library.
@@ -73,11 +73,12 @@ select has_schema_privilege(n.oid, 'usage'),
           from pg_catalog.pg_class c
          where c.relnamespace = n.oid
            and c.relname = 'state'),
-       (select has_table_privilege(c.oid, 'select')
+       (select bool_and(has_table_privilege(c.oid, 'select'))
           from pg_catalog.pg_class c
          where c.relnamespace = n.oid
-           and c.relname = 'runs'
-           and c.relkind = 'v')
+           and c.relname in ('runs', 'read_state')
+           and c.relkind = 'v'
+        having count(*) = 2)
   from (values ('status_indexer')) expected (name)
   left join pg_catalog.pg_namespace n on n.nspname = expected.name"""
 
@@ -169,16 +170,16 @@ class Switch:
                 await cursor.execute(STATE, (self.table.table_name, MAX_PENDING + 1))
                 return self.state_objection(await cursor.fetchone())
 
-    def installation_objection(self, schema_readable, state_readable, view_readable):
+    def installation_objection(self, schema_readable, state_readable, views_readable):
         """The objection to the row of INSTALLATION, where None stands for what does not exist."""
         if schema_readable is None or state_readable is None:
             return "the indexer is not installed in this database"
-        if view_readable is None:
+        if views_readable is None:
             return f"the indexer's schema has no view {VIEW}: run `status-indexer migrate up`"
-        if not (schema_readable and state_readable and view_readable):
+        if not (schema_readable and state_readable and views_readable):
             return (
                 "the service's role needs usage on schema status_indexer "
-                "and select on its relations state and runs"
+                "and select on its relations state, read_state and runs"
             )
         return None
 
@@ -277,17 +278,21 @@ class Listings:
             self.log_once("the web UI's listings use its own joins: run `status-indexer migrate up --ui`")
             return None
         try:
-            sql, values = self.statement(table, kwargs)
+            statements = self.statements(table, kwargs)
         except Unsupported:
             return None
-        result, pagination = await table.execute_sql(
-            select_sql=sql,
-            values=values,
-            fetch_single=False,
-            expanded=kwargs.get("expanded", False),
-            limit=kwargs.get("limit") or 0,
-            offset=kwargs.get("offset") or 0,
-        )
+        for sql, values in statements:
+            result, pagination = await table.execute_sql(
+                select_sql=sql,
+                values=values,
+                fetch_single=False,
+                expanded=kwargs.get("expanded", False),
+                limit=kwargs.get("limit") or 0,
+                offset=kwargs.get("offset") or 0,
+            )
+            # Without rows, runs may be pending: the other statement decides.
+            if result.response_code != 200 or result.body:
+                break
         if result.response_code != 200:
             if is_view_error((result,)):
                 self.switch.select("the view is missing or not readable")
@@ -303,8 +308,12 @@ class Listings:
                 result = await result
         return result, pagination, None
 
-    def statement(self, table, kwargs):
-        """The statement of a listing, and its values."""
+    def statements(self, table, kwargs):
+        """Two statements for a listing, each with its values.
+
+        The first has rows only while no run is pending, which is usual. The second takes twice as long,
+        most of it for its plan.
+        """
         conditions, values = kwargs.get("conditions") or [], list(kwargs.get("values") or [])
         order = kwargs.get("order") or self.overwritten_order(table, kwargs.get("overwrite_select_from"))
         limit, offset = kwargs.get("limit") or 0, kwargs.get("offset") or 0
@@ -315,11 +324,16 @@ class Listings:
         computed = len(statuses) < len(STATUSES) or mentions(rest + order, COMPUTED)
         if not computed and limit and not kwargs.get("groups") and not kwargs.get("overwrite_select_from"):
             raise Unsupported
-        page = Page(self, table, conditions, order, statuses if computed else None)
-        if kwargs.get("groups"):
-            return self.grouped(page, kwargs, values, limit, offset)
-        sql, count = page.select(order, limit, offset)
-        return f"{self.pending()} {sql}", values * count
+        statements = []
+        for pending in (False, True):
+            page = Page(self, table, conditions, order, statuses if computed else None, pending)
+            if kwargs.get("groups"):
+                sql, count = self.grouped(page, kwargs, limit, offset)
+            else:
+                sql, count = page.select(order, limit, offset, gate=page.gate)
+                sql = f"{page.with_pending}{sql}"
+            statements.append((sql, values * count))
+        return statements
 
     @staticmethod
     def statuses(conditions, values):
@@ -335,13 +349,6 @@ class Listings:
         return [status for status in STATUSES if status in wanted], rest
 
     @staticmethod
-    def pending():
-        return (
-            "WITH RECURSIVE pending AS MATERIALIZED ("
-            "SELECT p.flow_id AS pending_flow, p.run_number AS pending_run FROM status_indexer.pending() p)"
-        )
-
-    @staticmethod
     def overwritten_order(table, source):
         """The order of a listing whose caller has put it into the source of the rows."""
         if not source:
@@ -352,8 +359,8 @@ class Listings:
             raise Unsupported
         return [found[1]]
 
-    def grouped(self, page, kwargs, values, limit, offset):
-        """The newest runs of each group: of flows or of users."""
+    def grouped(self, page, kwargs, limit, offset):
+        """The newest runs of each group, of flows or of users, and how many times the conditions occur."""
         groups, group_limit, order = kwargs["groups"], kwargs.get("group_limit") or 0, page.order
         if kwargs.get("overwrite_select_from"):
             raise Unsupported
@@ -374,21 +381,27 @@ class Listings:
             )
         else:
             raise Unsupported
-        one, one_count = page.select([], 1, 0, f"{own} = l.label")
-        runs, runs_count = page.select(order, group_limit, 0, f"{own} = g.label")
+        by_flow = groups == ['"flow_id"']
+        one, one_count = page.select([], 1, 0, own=f"{own} = l.label", by_flow=by_flow)
+        runs, runs_count = page.select(order, group_limit, 0, own=f"{own} = g.label", by_flow=by_flow)
         sql = (
-            f"{self.pending()}, {labels}, chosen AS MATERIALIZED (SELECT l.label FROM labels l"
+            f"{page.with_pending or 'WITH RECURSIVE '}{', ' if page.with_pending else ''}{labels}, chosen AS MATERIALIZED (SELECT l.label FROM labels l"
             f" WHERE l.label IS NOT NULL AND EXISTS ({one}) ORDER BY l.label"
             f"{f' LIMIT {limit}' if limit else ''}{f' OFFSET {offset}' if offset else ''})"
-            f" SELECT r.* FROM chosen g CROSS JOIN LATERAL ({runs}) r ORDER BY {', '.join(['g.label'] + order)}"
+            f" SELECT r.* FROM chosen g CROSS JOIN LATERAL ({runs}) r{page.gate}"
+            f" ORDER BY {', '.join(['g.label'] + order)}"
         )
-        return sql, values * (one_count + runs_count)
+        return sql, one_count + runs_count
 
 
 class Page:
-    """Builds the select of a page: the conditions, order and limit are in each of its parts."""
+    """Builds the select of a page: the conditions, order and limit are in each of its parts.
 
-    def __init__(self, listings, table, conditions, order, statuses):
+    `pending` selects whether pending runs are evaluated; otherwise the page has rows only while there
+    are none.
+    """
+
+    def __init__(self, listings, table, conditions, order, statuses, pending):
         self.old_run_cutoff = listings.old_run_cutoff
         self.name = table.table_name
         self.columns = list(table.select_columns)
@@ -396,31 +409,43 @@ class Page:
         self.order = order
         # The statuses with a part each; None where one part serves all of them.
         self.statuses = statuses
+        self.pending = pending
+        # What precedes the select, and the condition of its outermost level.
+        self.with_pending = PENDING if pending else ""
+        self.gate = "" if pending else EXACT
         # Whether the order or a condition concerns the ends of runs, for which there are indexes.
         self.ends_matter = mentions(conditions + order, ('"finished_at"', '"duration"'))
 
-    def select(self, order, limit, offset, own=None):
-        """The select, and how many times it contains the conditions. `own` selects the runs of a group."""
+    def select(self, order, limit, offset, own=None, by_flow=False, gate=""):
+        """The select, and how many times it contains the conditions.
+
+        `own` selects the runs of a group, and `by_flow` is whether the group is a flow.
+        """
         where = f" WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
         order_by = f" ORDER BY {', '.join(order)}" if order else ""
         part_limit = f" LIMIT {limit + offset}" if limit else ""
         own = [own] if own else []
-        sources = [self.exact_runs(own)] if self.statuses is None else self.ranges(own)
-        sources.append(self.pending_runs(own))
+        by_flow = by_flow or any(re.fullmatch(r'\(?"?flow_id"? = %s\)?', c) for c in self.conditions)
+        sources = [self.exact_runs(own)] if self.statuses is None else self.ranges(own, by_flow)
+        if self.pending:
+            sources.append(self.pending_runs(own))
         parts = [f"(SELECT * FROM ({source}) T{where}{order_by}{part_limit})" for source in sources]
         sql = (
-            f"SELECT * FROM ({' UNION ALL '.join(parts)}) U{order_by}"
+            f"SELECT * FROM ({' UNION ALL '.join(parts)}) U{gate}{order_by}"
             f"{f' LIMIT {limit}' if limit else ''}{f' OFFSET {offset}' if offset else ''}"
         )
         return sql, len(parts)
 
-    def ranges(self, own):
+    def ranges(self, own, by_flow):
         """The runs whose column is exact, by their statuses, and by whether their ends are known."""
         name = self.name
         ended = f"({name}.run_finished_at - {name}.ts_epoch)"
+        # The indexes for the runs of all flows have the collation "C", so that no other statement uses
+        # them. Those for the runs of one flow serve the order by their start only.
+        collation = "" if by_flow and not self.ends_matter else ' COLLATE "C"'
         ranges = []
         for status in self.statuses:
-            conditions = [f"{name}.run_status = '{status}'", self.is_exact()] + own
+            conditions = [f"{name}.run_status{collation} = '{status}'"] + self.is_exact() + own
             status_text = f"'{status}'::text"
             if status == "running":
                 ranges.append(self.runs("null::bigint", status_text, self.running_duration(), name, conditions))
@@ -433,13 +458,14 @@ class Page:
                 unknown = conditions + [f"{ended} IS NULL"]
                 ranges.append(self.runs("null::bigint", status_text, self.unknown_duration(), name, unknown))
             elif status == "failed":
-                ranges.append(self.runs(finish, status_text, self.duration(status_text, finish), name, conditions))
+                duration = f"(CASE WHEN {finish} IS NOT NULL THEN {ended} ELSE {self.unknown_duration()} END)"
+                ranges.append(self.runs(finish, status_text, duration, name, conditions))
         return ranges
 
     def exact_runs(self, own):
         """The runs whose column is exact, of all statuses."""
         status, finish = f"{self.name}.run_status", f"{self.name}.run_finished_at"
-        return self.runs(finish, status, self.duration(status, finish), self.name, [self.is_exact()] + own)
+        return self.runs(finish, status, self.duration(status, finish), self.name, self.is_exact() + own)
 
     def pending_runs(self, own):
         """The runs whose column may not be exact, evaluated."""
@@ -457,10 +483,12 @@ class Page:
         return f"SELECT {', '.join(columns)} FROM {source}{where}"
 
     def is_exact(self):
-        return (
+        if not self.pending:
+            return []
+        return [
             f"({self.name}.flow_id::text, {self.name}.run_number::bigint)"
             " NOT IN (SELECT p.pending_flow, p.pending_run FROM pending p)"
-        )
+        ]
 
     def duration(self, status, finish):
         return (
@@ -474,8 +502,8 @@ class Page:
         name = self.name
         return (
             f"(CASE WHEN {name}.last_heartbeat_ts IS NOT NULL THEN {name}.last_heartbeat_ts*1000-{name}.ts_epoch"
-            f" ELSE (SELECT o.ok_ts FROM status_indexer.newest_attempt_ok({name}.flow_id::text,"
-            f" {name}.run_number::bigint) o) - {name}.ts_epoch END)"
+            f" ELSE status_indexer.newest_ok_ts({name}.flow_id::text, {name}.run_number::bigint)"
+            f" - {name}.ts_epoch END)"
         )
 
     def unknown_duration(self):
@@ -490,6 +518,15 @@ def mentions(texts, names):
 
 
 STATUSES = ("running", "completed", "failed")
+
+# The runs whose column may not be exact, for a statement that evaluates them.
+PENDING = (
+    "WITH RECURSIVE pending AS MATERIALIZED ("
+    "SELECT p.flow_id AS pending_flow, p.run_number AS pending_run FROM status_indexer.pending() p) "
+)
+
+# The condition of a statement that evaluates none.
+EXACT = " WHERE (SELECT s.column_is_exact FROM status_indexer.read_state s)"
 
 # The columns of the UI's listings that the joins compute.
 COMPUTED = ('"status"', '"finished_at"', '"duration"')

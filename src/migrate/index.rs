@@ -34,7 +34,7 @@ select indisvalid
  where indexrelid = to_regclass($1)
    and indrelid = to_regclass($2)
    and regexp_replace(lower(split_part(pg_get_indexdef(indexrelid), ' USING btree ', 2)),
-                      ' with \\([^)]*\\)', '') = $3";
+                      ' with \\([^)]*\\)', '') = lower($3)";
     let (name, table) = (qualified_name(tables, step), step.table(tables).quoted());
     let definition = step.index_definition();
     let params = [

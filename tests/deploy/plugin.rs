@@ -514,7 +514,7 @@ async fn a_service_without_the_privileges_keeps_its_joins() {
     assert_eq!(service.ask("failed").await, joins(&site.failed));
     // The grants of the README suffice.
     site.sql(&format!(
-        "grant usage on schema status_indexer to {0}; grant select on status_indexer.state, status_indexer.runs to {0}",
+        "grant usage on schema status_indexer to {0}; grant select on status_indexer.state, status_indexer.read_state, status_indexer.runs to {0}",
         site.database.name()
     ))
     .await;

@@ -121,7 +121,7 @@ async fn an_interrupted_removal_is_continued_and_leaves_nothing() {
     // As after an interruption: the steps are forgotten, an index is left.
     execute(
         &client,
-        "create index status_indexer_ui_status on runs_v3 (run_status, ts_epoch desc, run_number desc)",
+        "create index status_indexer_ui_status on runs_v3 (run_status collate \"C\", ts_epoch desc, run_number desc)",
     )
     .await;
     let message = succeeded(&migrate(&database, &["up", "--no-ui"]).await);

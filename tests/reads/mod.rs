@@ -3,6 +3,7 @@
 //! | File | What it proves |
 //! |---|---|
 //! | [`bounds`] | what readers rely on without looking is never too late, whatever is interleaved |
+//! | [`plans`] | a page of the view reads ranges of the indexes, however its condition is written |
 //! | [`storm`] | the view and its pages, while writers write and daemons die |
 //!
 //! `tests/api/exact.rs` has the tests of the read API.
@@ -11,6 +12,7 @@
 
 mod bounds;
 mod mutation;
+mod plans;
 mod storm;
 
 use tokio_postgres::Client;

@@ -22,8 +22,8 @@ async fn no_reader_sees_a_status_other_than_the_definitions() {
     );
 }
 
-/// What a programming error would change: in which function, which text, and by what.
-const MUTATIONS: [(&str, &str, &str, &str); 3] = [
+/// What a programming error would change: in which function or view, which text, and by what.
+const MUTATIONS: [(&str, &str, &str, &str); 4] = [
     (
         "the queue is not looked at",
         "queued",
@@ -39,15 +39,21 @@ const MUTATIONS: [(&str, &str, &str, &str); 3] = [
     (
         "the column is read outside the snapshot",
         "parts",
-        "r.run_status as status",
-        "status_indexer.column_now(r.flow_id, r.run_number) as status",
+        "r.run_status as stored_status",
+        "status_indexer.column_now(r.flow_id, r.run_number) as stored_status",
+    ),
+    (
+        "the column counts as exact while events wait",
+        "read_state",
+        ".no_deadline AND",
+        ".no_deadline OR",
     ),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_mutation_of_the_view_is_found() {
     let seed = Seed::from_env();
-    for (what, function, text, replacement) in MUTATIONS {
+    for (what, name, text, replacement) in MUTATIONS {
         let database = Database::fresh().await;
         migrate(&database, CUTOFF_SECS).await;
         let client = database.client().await;
@@ -59,7 +65,7 @@ async fn each_mutation_of_the_view_is_found() {
              $$",
         )
         .await;
-        mutate(&client, function, text, replacement).await;
+        mutate(&client, name, text, replacement).await;
         let report = read_storm::run(&database, &seed, Duration::from_secs(60)).await;
         assert!(
             !report.differences.is_empty(),
