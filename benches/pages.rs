@@ -5,19 +5,26 @@
 //! a reader that uses SQL, with a generic plan, as the manual recommends, and with PostgreSQL's default.
 //! Buffers are those of the plan that the server keeps after the first executions.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use tokio::time::Instant;
-use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Statement};
 
 use crate::dataset::BIG_FLOW;
 use crate::env::BenchEnv;
-use crate::report::{Durations, Report, Target};
+use crate::report::{Durations, Report, Target, median};
 
 /// A flow with a tenth of the largest flow's runs, all of which have completed.
 pub(crate) const DONE_FLOW: &str = "AllDone";
 
-const CALLS: usize = 400;
+/// Alternations between a page and the page without a filter, so that both are measured under the same
+/// conditions: the speed of a machine can change within a second.
+const ROUNDS: usize = 40;
+
+/// Calls of each page in a round.
+const CALLS: usize = 20;
 
 /// Events that wait in the queue for the second measurement.
 const WAITING: i64 = 1000;
@@ -155,7 +162,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let mut report = Report::new(
         "pages",
         format!(
-            "{CALLS} calls each, one client, {} runs in the flow",
+            "{ROUNDS} rounds of {CALLS} calls each, one client, {} runs in the flow",
             settings.runs
         ),
     );
@@ -175,19 +182,28 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     let middle = middle(&client, settings.runs).await?;
     for &query in Query::ALL {
         let what = query.what;
-        let (page, floor) = beside_floor(&generic, query, middle).await?;
-        report.record(&format!("{what}: p50"), page.quantile_ms(0.5), "ms");
-        report.record(&format!("{what}: p99"), page.quantile_ms(0.99), "ms");
+        let measured = beside_floor(&generic, query, middle).await?;
+        report.record(
+            &format!("{what}: p50"),
+            measured.page.quantile_ms(0.5),
+            "ms",
+        );
+        report.record(
+            &format!("{what}: p99"),
+            measured.page.quantile_ms(0.99),
+            "ms",
+        );
         report.figure(
             &format!("{what}: p50 / without a filter"),
-            page.quantile_ms(0.5) / floor.quantile_ms(0.5),
+            measured.ratio(),
             "",
             Target::Below(query.limit()),
         );
-        let (page, floor) = beside_floor(&client, query, middle).await?;
+        report.note("  half of the rounds", &measured.spread());
+        let by_default = beside_floor(&client, query, middle).await?;
         report.record(
             &format!("{what}: p50 / without a filter, both by default"),
-            page.quantile_ms(0.5) / floor.quantile_ms(0.5),
+            by_default.ratio(),
             "",
         );
         let buffers = buffers(&generic, query, middle).await?;
@@ -206,17 +222,18 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     client.batch_execute(&waiting).await?;
     for (what, flow) in [("of their flow", BIG_FLOW), ("of another flow", DONE_FLOW)] {
         let query = Query::new("completed", flow, &["completed"], false);
-        let floor = Query {
-            statuses: &[],
-            ..query
-        };
-        let (mut of_floor, mut of_query) = (Durations::new(), Durations::new());
-        time(&client, floor, middle, &mut of_floor).await?;
-        time(&client, query, middle, &mut of_query).await?;
+        let measured = beside_floor(&client, query, middle).await?;
         let name = format!("{WAITING} events {what} in the queue");
-        report.record(&format!("{name}: p50"), of_query.quantile_ms(0.5), "ms");
-        let ratio = of_query.quantile_ms(0.5) / of_floor.quantile_ms(0.5);
-        report.record(&format!("{name}: p50 / without a filter"), ratio, "");
+        report.record(
+            &format!("{name}: p50"),
+            measured.page.quantile_ms(0.5),
+            "ms",
+        );
+        report.record(
+            &format!("{name}: p50 / without a filter"),
+            measured.ratio(),
+            "",
+        );
     }
     client
         .batch_execute("delete from status_indexer.queue")
@@ -224,24 +241,58 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     Ok(report)
 }
 
-/// The times of a page, and of the page without a filter. Alternating, so that both are measured under
-/// the same conditions.
-async fn beside_floor(
-    client: &Client,
-    query: Query,
-    middle: (i64, i32),
-) -> Result<(Durations, Durations)> {
+/// The times of a page beside those of the page without a filter.
+struct Measured {
+    page: Durations,
+    /// The median of the page divided by that of the page without a filter, of each round, ascending.
+    ratios: Vec<f64>,
+}
+
+impl Measured {
+    fn ratio(&self) -> f64 {
+        median(&self.ratios)
+    }
+
+    /// The quartiles of the ratio.
+    fn spread(&self) -> String {
+        let count = self.ratios.len();
+        format!(
+            "{:.2} to {:.2}",
+            self.ratios[count / 4],
+            self.ratios[count * 3 / 4]
+        )
+    }
+}
+
+async fn beside_floor(client: &Client, query: Query, middle: (i64, i32)) -> Result<Measured> {
     let floor = Query {
         statuses: &[],
         flow: BIG_FLOW,
         ..query
     };
-    let (mut of_floor, mut of_query) = (Durations::new(), Durations::new());
-    for _ in 0..4 {
-        time(client, floor, middle, &mut of_floor).await?;
-        time(client, query, middle, &mut of_query).await?;
+    let (query, floor) = (
+        Prepared::new(client, query, middle).await?,
+        Prepared::new(client, floor, middle).await?,
+    );
+    let mut measured = Measured {
+        page: Durations::new(),
+        ratios: Vec::new(),
+    };
+    for _ in 0..ROUNDS {
+        let (mut of_floor, mut of_page) = (Durations::new(), Durations::new());
+        for _ in 0..CALLS {
+            of_floor.record(floor.time().await?);
+        }
+        for _ in 0..CALLS {
+            let took = query.time().await?;
+            of_page.record(took);
+            measured.page.record(took);
+        }
+        let ratio = of_page.quantile_ms(0.5) / of_floor.quantile_ms(0.5);
+        measured.ratios.push(ratio);
     }
-    Ok((of_query, of_floor))
+    measured.ratios.sort_by(f64::total_cmp);
+    Ok(measured)
 }
 
 /// Adds the flow with only completed runs, unless it exists.
@@ -270,24 +321,36 @@ select ts_epoch, run_number
     Ok((row.get(0), row.get(1)))
 }
 
-async fn time(
-    client: &Client,
+/// A prepared statement with its values, which was executed until the server has chosen its plan.
+struct Prepared<'c> {
+    client: &'c Client,
+    statement: Statement,
     query: Query,
     middle: (i64, i32),
-    durations: &mut Durations,
-) -> Result<()> {
-    let statement = client.prepare(&query.sql()).await?;
-    let all: [&(dyn ToSql + Sync); 3] = [&query.flow, &middle.0, &middle.1];
-    let params = if query.deep { &all[..] } else { &all[..1] };
-    for call in 0..CALLS / 4 + 10 {
-        let start = Instant::now();
-        client.query(&statement, params).await?;
-        // By then the server has chosen its plan.
-        if call >= 10 {
-            durations.record(start.elapsed());
+}
+
+impl<'c> Prepared<'c> {
+    async fn new(client: &'c Client, query: Query, middle: (i64, i32)) -> Result<Self> {
+        let prepared = Self {
+            client,
+            statement: client.prepare(&query.sql()).await?,
+            query,
+            middle,
+        };
+        for _ in 0..10 {
+            prepared.time().await?;
         }
+        Ok(prepared)
     }
-    Ok(())
+
+    /// How long one execution takes.
+    async fn time(&self) -> Result<Duration> {
+        let all: [&(dyn ToSql + Sync); 3] = [&self.query.flow, &self.middle.0, &self.middle.1];
+        let params = if self.query.deep { &all[..] } else { &all[..1] };
+        let start = Instant::now();
+        self.client.query(&self.statement, params).await?;
+        Ok(start.elapsed())
+    }
 }
 
 /// Shared buffers that the final plan reads.

@@ -16,15 +16,32 @@
 -- with `any`, because the planner would combine `stored_status = status` with `status = $1` to
 -- `stored_status = $1`, for which no index of a status serves.
 --
--- The conditions with `column_is_exact` spare two calls of `pending`, whose result is usually empty.
+-- While the column is exact, which is usual, the condition with `column_is_exact` spares two calls of
+-- `pending`: the fourth part is not started, and the others need not look for their runs in it.
 --
 -- The view reads a function instead of the table, because PostgreSQL refuses to change the type of a
 -- column that a view reads. The function is inlined. It has the columns of the time of the migration;
--- `migrate up` creates both again where these changed.
+-- `migrate up` creates all three again where these changed.
+
+-- The pending runs. A function, so that the planner and the start of a query pass over its join.
+create function status_indexer.pending_runs()
+returns table ({{columns_with_types}})
+language plpgsql stable rows 10
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  return query
+    select {{columns_with_casts}}
+      from status_indexer.pending() p
+      join {{runs}} u on u.flow_id = p.flow_id and u.run_number = p.run_number;
+end
+$$;
+
 create function status_indexer.parts()
 returns table ({{columns_with_types}}, status text{{finish_type}}, stored_status text, evaluated boolean)
 language sql stable as $$
-  select {{columns_of_parts}}, u.status{{finish}}, u.stored_status, u.evaluated
+  select {{columns_with_casts}}, u.status{{finish}}, u.stored_status, u.evaluated
     from (select {{columns}}, 'running'::text as status{{finish_of_running}},
                  r.run_status as stored_status, false as evaluated
             from {{runs}} r
@@ -37,21 +54,18 @@ language sql stable as $$
                  r.run_status, false
             from {{runs}} r
            union all
-          select {{columns}}, e.status{{finish_evaluated}},
-                 e.status, true
-            from status_indexer.pending() p
-            join {{runs}} r on r.flow_id = p.flow_id and r.run_number = p.run_number
-           cross join lateral status_indexer.status_now(p.flow_id, p.run_number, r.last_heartbeat_ts::bigint) e) u
+          select {{columns}}, {{evaluate}}.status{{finish_evaluated}},
+                 null::text, true
+            from status_indexer.pending_runs() r) u
 $$;
 
 create view status_indexer.runs as
   select {{columns_of_view}}, p.status{{finish_of_view}}
     from status_indexer.parts() p
-   where p.stored_status = any (array[p.status])
-     and (not p.evaluated
-          or not (select s.column_is_exact from status_indexer.read_state s))
-     and (p.evaluated
-          or (select s.column_is_exact from status_indexer.read_state s)
-          or (p.flow_id::text, p.run_number::bigint) not in (
-                select q.flow_id, q.run_number
-                  from status_indexer.pending() q));
+   where (p.evaluated
+          or p.stored_status = any (array[p.status]))
+     and (p.evaluated <> (select s.column_is_exact from status_indexer.read_state s)
+          or not p.evaluated
+             and (p.flow_id::text, p.run_number::bigint) not in (
+                   select q.flow_id, q.run_number
+                     from status_indexer.pending() q));

@@ -2,6 +2,7 @@
 -- stops it.
 drop view if exists status_indexer.runs;
 drop function if exists status_indexer.parts();
+drop function if exists status_indexer.pending_runs();
 drop function if exists status_indexer.newest_ok_ts(text, bigint);
 drop function if exists status_indexer.status_now(text, bigint, bigint);
 drop function if exists status_indexer.pending(text, boolean);

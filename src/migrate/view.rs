@@ -14,6 +14,9 @@ use super::steps::VIEW;
 use super::tables::Tables;
 use crate::pg::quote_ident;
 
+/// The status of a pending run and its end.
+const EVALUATE: &str = "(status_indexer.status_now(r.flow_id::text, r.run_number::bigint, r.last_heartbeat_ts::bigint))";
+
 /// The columns of upstream's runs table, in their order, with their types as SQL.
 pub(super) struct Columns(Vec<(String, String)>);
 
@@ -75,10 +78,15 @@ select coalesce(array_agg(attname::text order by attnum), '{}') = $1
             columns.join(", ")
         };
         let kept = |sql: &'static str| if keeps_finish { sql } else { "" };
+        let finish_evaluated = if keeps_finish {
+            format!(", {EVALUATE}.finished_at")
+        } else {
+            String::new()
+        };
         let values = [
             ("columns", &*list(|name, _| format!("r.{name}"))),
             (
-                "columns_of_parts",
+                "columns_with_casts",
                 // The casts keep the function valid after a change of a column's type. In the parts they
                 // would hide the columns from the planner.
                 &list(|name, kind| format!("u.{name}::{kind}")),
@@ -93,7 +101,8 @@ select coalesce(array_agg(attname::text order by attnum), '{}') = $1
             ("finish_of_view", kept(", p.finished_at")),
             ("finish_of_running", kept(", null::bigint as finished_at")),
             ("finish_stored", kept(", r.run_finished_at")),
-            ("finish_evaluated", kept(", e.finished_at")),
+            ("finish_evaluated", &*finish_evaluated),
+            ("evaluate", EVALUATE),
         ];
         render(VIEW, tables, &values)
     }
@@ -113,6 +122,7 @@ impl Migrator<'_> {
         let sql = format!(
             "drop view if exists status_indexer.runs;
              drop function if exists status_indexer.parts();
+             drop function if exists status_indexer.pending_runs();
              {}{grants}",
             columns.view(&self.tables, keeps_finish)
         );
