@@ -45,8 +45,8 @@ const MUTATIONS: [(&str, &str, &str, &str); 4] = [
     (
         "the column counts as exact while events wait",
         "read_state",
-        ".no_deadline AND",
-        ".no_deadline OR",
+        "no_deadline AND",
+        "no_deadline OR",
     ),
 ];
 
