@@ -264,6 +264,7 @@ impl Measured {
     }
 }
 
+/// Measures a page of a flow, and the page of the largest flow without a filter.
 async fn beside_floor(client: &Client, query: Query, middle: (i64, i32)) -> Result<Measured> {
     let floor = Query {
         statuses: &[],

@@ -277,11 +277,13 @@ class Listings:
         if not self.switch.keeps_finish:
             self.log_once("the web UI's listings use its own joins: run `status-indexer migrate up --ui`")
             return None
-        try:
-            statements = self.statements(table, kwargs)
-        except Unsupported:
-            return None
-        for sql, values in statements:
+        # The first statement has rows only while no run is pending, which is usual. The second takes twice
+        # as long, most of it for its plan.
+        for pending in (False, True):
+            try:
+                sql, values = self.statement(table, kwargs, pending)
+            except Unsupported:
+                return None
             result, pagination = await table.execute_sql(
                 select_sql=sql,
                 values=values,
@@ -290,7 +292,6 @@ class Listings:
                 limit=kwargs.get("limit") or 0,
                 offset=kwargs.get("offset") or 0,
             )
-            # Without rows, runs may be pending: the other statement decides.
             if result.response_code != 200 or result.body:
                 break
         if result.response_code != 200:
@@ -308,12 +309,8 @@ class Listings:
                 result = await result
         return result, pagination, None
 
-    def statements(self, table, kwargs):
-        """Two statements for a listing, each with its values.
-
-        The first has rows only while no run is pending, which is usual. The second takes twice as long,
-        most of it for its plan.
-        """
+    def statement(self, table, kwargs, pending):
+        """The statement of a listing, and its values. `pending`: see `Page`."""
         conditions, values = kwargs.get("conditions") or [], list(kwargs.get("values") or [])
         order = kwargs.get("order") or self.overwritten_order(table, kwargs.get("overwrite_select_from"))
         limit, offset = kwargs.get("limit") or 0, kwargs.get("offset") or 0
@@ -324,16 +321,13 @@ class Listings:
         computed = len(statuses) < len(STATUSES) or mentions(rest + order, COMPUTED)
         if not computed and limit and not kwargs.get("groups") and not kwargs.get("overwrite_select_from"):
             raise Unsupported
-        statements = []
-        for pending in (False, True):
-            page = Page(self, table, conditions, order, statuses if computed else None, pending)
-            if kwargs.get("groups"):
-                sql, count = self.grouped(page, kwargs, limit, offset)
-            else:
-                sql, count = page.select(order, limit, offset, gate=page.gate)
-                sql = f"{page.with_pending}{sql}"
-            statements.append((sql, values * count))
-        return statements
+        page = Page(self, table, kwargs, order, statuses if computed else None, pending)
+        if kwargs.get("groups"):
+            sql, count = self.grouped(page, kwargs, limit, offset)
+        else:
+            sql, count = page.select(order, limit, offset, gate=page.gate)
+            sql = with_queries(page.queries) + sql
+        return sql, values * count
 
     @staticmethod
     def statuses(conditions, values):
@@ -381,14 +375,16 @@ class Listings:
             )
         else:
             raise Unsupported
-        by_flow = groups == ['"flow_id"']
-        one, one_count = page.select([], 1, 0, own=f"{own} = l.label", by_flow=by_flow)
-        runs, runs_count = page.select(order, group_limit, 0, own=f"{own} = g.label", by_flow=by_flow)
-        sql = (
-            f"{page.with_pending or 'WITH RECURSIVE '}{', ' if page.with_pending else ''}{labels}, chosen AS MATERIALIZED (SELECT l.label FROM labels l"
+        one, one_count = page.select([], 1, 0, own=f"{own} = l.label")
+        runs, runs_count = page.select(order, group_limit, 0, own=f"{own} = g.label")
+        chosen = (
+            "chosen AS MATERIALIZED (SELECT l.label FROM labels l"
             f" WHERE l.label IS NOT NULL AND EXISTS ({one}) ORDER BY l.label"
             f"{f' LIMIT {limit}' if limit else ''}{f' OFFSET {offset}' if offset else ''})"
-            f" SELECT r.* FROM chosen g CROSS JOIN LATERAL ({runs}) r{page.gate}"
+        )
+        sql = (
+            with_queries(page.queries + [labels, chosen])
+            + f"SELECT r.* FROM chosen g CROSS JOIN LATERAL ({runs}) r{page.gate}"
             f" ORDER BY {', '.join(['g.label'] + order)}"
         )
         return sql, one_count + runs_count
@@ -401,32 +397,32 @@ class Page:
     are none.
     """
 
-    def __init__(self, listings, table, conditions, order, statuses, pending):
+    def __init__(self, listings, table, kwargs, order, statuses, pending):
         self.old_run_cutoff = listings.old_run_cutoff
         self.name = table.table_name
         self.columns = list(table.select_columns)
-        self.conditions = conditions
+        self.conditions = conditions = kwargs.get("conditions") or []
         self.order = order
         # The statuses with a part each; None where one part serves all of them.
         self.statuses = statuses
         self.pending = pending
-        # What precedes the select, and the condition of its outermost level.
-        self.with_pending = PENDING if pending else ""
+        # The queries that the select reads, and the condition of its outermost level.
+        self.queries = [PENDING] if pending else []
         self.gate = "" if pending else EXACT
+        # Whether a part reads the runs of one flow.
+        self.by_flow = kwargs.get("groups") == ['"flow_id"'] or any(
+            re.fullmatch(r'\(?"?flow_id"? = %s\)?', condition) for condition in conditions
+        )
         # Whether the order or a condition concerns the ends of runs, for which there are indexes.
         self.ends_matter = mentions(conditions + order, ('"finished_at"', '"duration"'))
 
-    def select(self, order, limit, offset, own=None, by_flow=False, gate=""):
-        """The select, and how many times it contains the conditions.
-
-        `own` selects the runs of a group, and `by_flow` is whether the group is a flow.
-        """
+    def select(self, order, limit, offset, own=None, gate=""):
+        """The select, and how many times it contains the conditions. `own` selects the runs of a group."""
         where = f" WHERE {' AND '.join(self.conditions)}" if self.conditions else ""
         order_by = f" ORDER BY {', '.join(order)}" if order else ""
         part_limit = f" LIMIT {limit + offset}" if limit else ""
         own = [own] if own else []
-        by_flow = by_flow or any(re.fullmatch(r'\(?"?flow_id"? = %s\)?', c) for c in self.conditions)
-        sources = [self.exact_runs(own)] if self.statuses is None else self.ranges(own, by_flow)
+        sources = [self.exact_runs(own)] if self.statuses is None else self.ranges(own)
         if self.pending:
             sources.append(self.pending_runs(own))
         parts = [f"(SELECT * FROM ({source}) T{where}{order_by}{part_limit})" for source in sources]
@@ -436,16 +432,16 @@ class Page:
         )
         return sql, len(parts)
 
-    def ranges(self, own, by_flow):
+    def ranges(self, own):
         """The runs whose column is exact, by their statuses, and by whether their ends are known."""
         name = self.name
         ended = f"({name}.run_finished_at - {name}.ts_epoch)"
         # The indexes for the runs of all flows have the collation "C", so that no other statement uses
         # them. Those for the runs of one flow serve the order by their start only.
-        collation = "" if by_flow and not self.ends_matter else ' COLLATE "C"'
+        collation = "" if self.by_flow and not self.ends_matter else ' COLLATE "C"'
         ranges = []
         for status in self.statuses:
-            conditions = [f"{name}.run_status{collation} = '{status}'"] + self.is_exact() + own
+            conditions = [f"{name}.run_status{collation} = '{status}'"] + self.not_pending() + own
             status_text = f"'{status}'::text"
             if status == "running":
                 ranges.append(self.runs("null::bigint", status_text, self.running_duration(), name, conditions))
@@ -465,7 +461,7 @@ class Page:
     def exact_runs(self, own):
         """The runs whose column is exact, of all statuses."""
         status, finish = f"{self.name}.run_status", f"{self.name}.run_finished_at"
-        return self.runs(finish, status, self.duration(status, finish), self.name, self.is_exact() + own)
+        return self.runs(finish, status, self.duration(status, finish), self.name, self.not_pending() + own)
 
     def pending_runs(self, own):
         """The runs whose column may not be exact, evaluated."""
@@ -482,7 +478,8 @@ class Page:
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return f"SELECT {', '.join(columns)} FROM {source}{where}"
 
-    def is_exact(self):
+    def not_pending(self):
+        """The conditions that leave out the pending runs."""
         if not self.pending:
             return []
         return [
@@ -512,6 +509,11 @@ class Page:
         return f"(CASE WHEN {age} > {self.old_run_cutoff} THEN NULL ELSE {age} END)"
 
 
+def with_queries(queries):
+    """The beginning of a statement that reads named queries."""
+    return f"WITH RECURSIVE {', '.join(queries)} " if queries else ""
+
+
 def mentions(texts, names):
     """Whether one of the texts contains one of the names."""
     return any(name in text for text in texts for name in names)
@@ -521,8 +523,8 @@ STATUSES = ("running", "completed", "failed")
 
 # The runs whose column may not be exact, for a statement that evaluates them.
 PENDING = (
-    "WITH RECURSIVE pending AS MATERIALIZED ("
-    "SELECT p.flow_id AS pending_flow, p.run_number AS pending_run FROM status_indexer.pending() p) "
+    "pending AS MATERIALIZED ("
+    "SELECT p.flow_id AS pending_flow, p.run_number AS pending_run FROM status_indexer.pending() p)"
 )
 
 # The condition of a statement that evaluates none.

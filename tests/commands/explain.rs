@@ -17,8 +17,7 @@ struct Installation {
 impl Installation {
     async fn new() -> Self {
         let database = Database::fresh().await;
-        let output = Launch::on(&database).args(&["migrate"]).output().await;
-        assert!(output.status.success(), "{output:?}");
+        Launch::on(&database).args(&["migrate"]).succeed().await;
         let writer = database.writer().await;
         writer.insert_flow("F").await;
         let installation = Self { database, writer };

@@ -9,8 +9,7 @@ use super::{TIMEOUT, leads, set_up_run};
 
 /// Starts a daemon that connects by this string, and follows one event to its status.
 async fn follows(database: &Database, launch: Launch) {
-    let output = Launch::on(database).args(&["migrate"]).output().await;
-    assert!(output.status.success(), "{output:?}");
+    Launch::on(database).args(&["migrate"]).succeed().await;
     let (writer, run) = set_up_run(database).await;
     let daemon = launch
         .args(&[

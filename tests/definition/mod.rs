@@ -37,8 +37,7 @@ fn seeded() -> StdRng {
 }
 
 async fn migrated(database: &Database) -> Client {
-    let output = Launch::on(database).args(&["migrate"]).output().await;
-    assert!(output.status.success(), "{output:?}");
+    Launch::on(database).args(&["migrate"]).succeed().await;
     database.client().await
 }
 

@@ -43,8 +43,7 @@ async fn migrate(database: &Database) {
 /// Runs a command of one or more words, which must succeed.
 async fn command(database: &Database, words: &str) {
     let words: Vec<&str> = words.split(' ').collect();
-    let output = Launch::on(database).args(&words).output().await;
-    assert!(output.status.success(), "{}", text_of(&output));
+    Launch::on(database).args(&words).succeed().await;
 }
 
 fn text_of(output: &Output) -> String {

@@ -83,8 +83,7 @@ async fn execute(client: &Client, condition: &str, types: &str, values: &str) ->
 async fn a_page_by_status_reads_ranges_of_the_indexes() {
     let database = Database::fresh().await;
     let launch = Launch::on(&database).args(&["migrate", "up", "--ui"]);
-    let output = launch.output().await;
-    assert!(output.status.success(), "{output:?}");
+    launch.succeed().await;
     let client = database.client().await;
     run(&client, RUNS).await;
     run(&client, "vacuum runs_v3").await;

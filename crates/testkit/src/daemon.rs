@@ -140,6 +140,15 @@ impl Launch {
             .await
             .expect("the binary can be executed")
     }
+
+    /// Runs a command to its end.
+    ///
+    /// # Panics
+    /// If it fails, besides the reasons of [`Self::output`].
+    pub async fn succeed(self) {
+        let output = self.output().await;
+        assert!(output.status.success(), "{output:?}");
+    }
 }
 
 /// A running daemon.
