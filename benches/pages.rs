@@ -38,8 +38,8 @@ update runs_v3
 reset session_replication_role;
 delete from status_indexer.queue;
 update status_indexer.state
-   set deadlines_from_secs = extract(epoch from now())::bigint - 10,
-       deadlines_until_secs = extract(epoch from now())::bigint + 600,
+   set deadlines_from = now() - interval '10 seconds',
+       deadlines_until = now() + interval '600 seconds',
        first_queue_id = 0;";
 
 const COLUMNS: &str =

@@ -54,10 +54,10 @@ create table status_indexer.state (
   metadata_table     text not null,
   -- `trigger_functions_hash()` as installed.
   trigger_functions  text,
-  -- Between these two times (seconds since the epoch) time changes no status of a run that has no
-  -- row in the queue or in the timers. Null before they are known.
-  deadlines_from_secs  numeric,
-  deadlines_until_secs numeric,
+  -- Between these two times, time changes no status of a run that has no row in the queue. Null before
+  -- they are known. Timestamps, because every read compares them with its own.
+  deadlines_from     timestamptz,
+  deadlines_until    timestamptz,
   -- The queue has no row with a lower id.
   first_queue_id     bigint not null default 0,
   -- Counts the changes of these three, so that none is based on an outdated reading.
@@ -97,8 +97,8 @@ language sql volatile as $$
          scan_started_at = null,
          scan_compared = 0,
          scan_corrected = 0,
-         deadlines_from_secs = null,
-         deadlines_until_secs = null,
+         deadlines_from = null,
+         deadlines_until = null,
          first_queue_id = 0,
          read_bounds_version = read_bounds_version + 1
   returning generation

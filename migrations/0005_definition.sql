@@ -241,12 +241,24 @@ language sql stable as $$
    where m.id = evidence_text.id
 $$;
 
--- The database's clock, seconds since the epoch, to the microsecond. `now()` does not advance
--- during a transaction. Before PostgreSQL 14 `extract` returns double precision, whose conversion
--- to numeric keeps 15 digits only; microseconds as an integer keep all of them.
+-- A time in seconds since the epoch, to the microsecond. Before PostgreSQL 14 `extract` returns double
+-- precision, whose conversion to numeric keeps 15 digits only; microseconds as an integer keep all of them.
+create function status_indexer.seconds(moment timestamptz) returns numeric
+language sql immutable parallel safe as $$
+  select (extract(epoch from moment) * 1000000)::bigint * 0.000001
+$$;
+
+-- The same in the other direction. No time is later than the end of the year 9999: the type could not
+-- hold it.
+create function status_indexer.moment(secs numeric) returns timestamptz
+language sql immutable strict parallel safe as $$
+  select to_timestamp(least(secs, 253402300799)::double precision)
+$$;
+
+-- The database's clock, seconds since the epoch. `now()` does not advance during a transaction.
 create function status_indexer.clock() returns numeric
 language sql volatile parallel safe as $$
-  select (extract(epoch from clock_timestamp()) * 1000000)::bigint * 0.000001
+  select status_indexer.seconds(clock_timestamp())
 $$;
 
 create function status_indexer.cutoff() returns bigint

@@ -200,7 +200,9 @@ begin
            s.first_queue_id,
            s.read_bounds_version,
            -- The clock may have stepped back.
-           case when now_secs >= s.deadlines_from_secs then s.deadlines_until_secs end as known_until
+           case
+             when now_secs >= status_indexer.seconds(s.deadlines_from) then status_indexer.seconds(s.deadlines_until)
+           end as known_until
       from status_indexer.state s
   ), running_runs as (
     select r.flow_id::text,
@@ -229,7 +231,11 @@ begin
                                                               from status_indexer.queued() q) then false
                          else status_indexer.reason_if_readable(w.flow_id, w.run_number, w.heartbeat, now_secs,
                                                                 w.cutoff_secs) = 'heartbeat_lost'
-                       end)),
+                       end),
+               (select min(t.due_secs)
+                  from status_indexer.timers t
+                 where (t.flow_id, t.run_number) not in (select q.flow_id, q.run_number
+                                                           from status_indexer.queued() q))),
          least(mark_queue_id + 1,
                (select q.id
                   from status_indexer.queue q
@@ -241,8 +247,9 @@ begin
 
   if all_over then
     update status_indexer.state
-       set deadlines_from_secs = mark_secs::numeric,
-           deadlines_until_secs = until,
+       set deadlines_from = status_indexer.moment(mark_secs::numeric),
+           -- Null for a time before the epoch, which the type may not hold.
+           deadlines_until = case when until >= 0 then status_indexer.moment(until) end,
            first_queue_id = first_id,
            read_bounds_version = read_bounds_version + 1
      where read_bounds_version = version;

@@ -5,7 +5,7 @@
 -- the statement agree on which deadlines have passed.
 create function status_indexer.read_clock() returns numeric
 language sql stable parallel safe as $$
-  select (extract(epoch from statement_timestamp()) * 1000000)::bigint * 0.000001
+  select status_indexer.seconds(statement_timestamp())
 $$;
 
 -- The time at which a read evaluates runs. On a standby it is not after the last transaction
@@ -18,7 +18,7 @@ declare
   now_secs numeric := status_indexer.read_clock();
 begin
   if pg_is_in_recovery() then
-    return least(now_secs, (extract(epoch from pg_last_xact_replay_timestamp()) * 1000000)::bigint * 0.000001);
+    return least(now_secs, status_indexer.seconds(pg_last_xact_replay_timestamp()));
   end if;
   return now_secs;
 end
@@ -53,12 +53,12 @@ $$;
 -- What a read has to know of the state. `column_is_exact` is the usual case: no run is pending. A view,
 -- because the read API decides by the same conditions, without a call, whether it needs `pending`.
 create view status_indexer.read_state as
-  select s.now_secs,
+  select status_indexer.read_clock() as now_secs,
          s.valid_since,
          s.cutoff_secs,
          s.first_queue_id,
-         s.deadlines_from_secs,
-         s.deadlines_until_secs,
+         status_indexer.seconds(s.deadlines_from) as deadlines_from_secs,
+         status_indexer.seconds(s.deadlines_until) as deadlines_until_secs,
          s.no_deadline,
          s.valid_since is not null
            and s.no_deadline
@@ -68,19 +68,16 @@ create view status_indexer.read_state as
                  where q.id >= s.first_queue_id
                  order by q.id
                  limit 1) is null
-           and not exists (select from status_indexer.timers t where t.due_secs <= status_indexer.read_clock())
            as column_is_exact
     from (select s.*,
-                 status_indexer.read_clock() as now_secs,
-                 (status_indexer.read_clock() between s.deadlines_from_secs and s.deadlines_until_secs) is true
-                   as no_deadline
+                 (statement_timestamp() between s.deadlines_from and s.deadlines_until) is true as no_deadline
             from status_indexer.state s) s;
 
 -- The runs whose stored status is not exact in this snapshot: those with an event in the queue, and
 -- those whose deadline has passed. Usually there are none. Every other run's status is the column's.
 --
 -- `publish_read_bounds` publishes a range of time in which no deadline passes. Only outside this range
--- the deadlines of the running runs are read.
+-- deadlines are read.
 --
 -- SECURITY DEFINER, so that a reader of the view needs no privilege on the indexer's tables.
 create function status_indexer.pending(
@@ -128,7 +125,8 @@ begin
      union
     select t.flow_id, t.run_number
       from status_indexer.timers t
-     where t.due_secs <= now_secs
+     where not s.no_deadline
+       and t.due_secs <= now_secs
        and (only_flow is null or t.flow_id = only_flow)
      union
     select r.flow_id::text, r.run_number::bigint
@@ -180,8 +178,10 @@ $$;
 
 -- When the end step's newest `attempt_ok` was written, milliseconds since the epoch; null without one. In
 -- PL/pgSQL, because the planner would put the text of an SQL function into every statement that calls it.
+-- Not parallel safe: otherwise the planner takes the cost of calling it for many runs as a reason to start
+-- workers for a page, which takes longer than the page.
 create function status_indexer.newest_ok_ts(flow_id text, run_number bigint) returns bigint
-language plpgsql stable parallel safe cost 1000
+language plpgsql stable cost 1000
 set search_path = pg_catalog, pg_temp
 as $$
 begin

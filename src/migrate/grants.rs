@@ -21,7 +21,7 @@ grant select, insert, update, delete on status_indexer.queue, status_indexer.tim
 grant select on status_indexer.state to {{role}};
 revoke update on status_indexer.state from {{role}};
 grant update (cutoff_secs, generation, valid_since, scan_flow_id, scan_run_number, scan_started_at,
-              scan_compared, scan_corrected, deadlines_from_secs, deadlines_until_secs,
+              scan_compared, scan_corrected, deadlines_from, deadlines_until,
               first_queue_id, read_bounds_version)
    on status_indexer.state to {{role}};
 grant select on status_indexer.schema_history, status_indexer.read_state, status_indexer.runs to {{role}};

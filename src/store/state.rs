@@ -22,12 +22,11 @@ select cutoff_secs, definition_version, generation, valid_since is not null as v
          when valid_since is null then 0
          -- Since the column is valid, if no bounds have been published. `greatest` ignores nulls.
          else greatest(0,
-                       c.now_secs - coalesce(deadlines_until_secs::float8,
-                                             extract(epoch from valid_since)::float8),
-                       deadlines_from_secs::float8 - c.now_secs)
+                       extract(epoch from c.now - coalesce(deadlines_until, valid_since)),
+                       extract(epoch from deadlines_from - c.now))::float8
        end as read_bounds_outdated_secs
   from status_indexer.state
- cross join lateral (select extract(epoch from clock_timestamp())::float8 as now_secs) c";
+ cross join lateral (select clock_timestamp() as now) c";
 
 /// Invalidates the column, within a transaction of a migration.
 pub(crate) const INVALIDATE: &str = "select status_indexer.invalidate();";

@@ -17,7 +17,7 @@ use testkit::wait::eventually;
 const TRIGGERS_FIRE: &str = "\
 alter table runs_v3 enable trigger status_indexer_insert;
 alter table runs_v3 enable trigger status_indexer_heartbeat;
-update status_indexer.state set deadlines_from_secs = null, deadlines_until_secs = null;
+update status_indexer.state set deadlines_from = null, deadlines_until = null;
 insert into flows_v3 (flow_id, ts_epoch) values ('F', 1);";
 
 /// An API on a database where nothing applies events.

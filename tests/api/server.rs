@@ -301,7 +301,7 @@ pub(super) async fn unlock(blocker: &Client) {
 /// deadline passes. `exact.rs` has the tests of the other runs.
 const COLUMN_IS_EXACT: &str = "\
 update status_indexer.state
-   set valid_since = now(), deadlines_from_secs = 0, deadlines_until_secs = 1e12;
+   set valid_since = now(), deadlines_from = to_timestamp(0), deadlines_until = to_timestamp(253402300799);
 alter table runs_v3 disable trigger status_indexer_insert;
 alter table runs_v3 disable trigger status_indexer_heartbeat;";
 

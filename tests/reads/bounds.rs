@@ -193,12 +193,22 @@ select published, new_secs, new_xid, new_queue_id
     async fn violations(&self) -> Vec<String> {
         const VIOLATIONS: &str = "\
 select format('run %s expires at %s, and no deadline passes until %s',
-              r.run_number, r.last_heartbeat_ts + s.cutoff_secs, s.deadlines_until_secs)
+              r.run_number, r.last_heartbeat_ts + s.cutoff_secs, s.deadlines_until)
   from status_indexer.state s
-  join runs_v3 r on r.run_status = 'running' and r.last_heartbeat_ts + s.cutoff_secs < s.deadlines_until_secs
+  join runs_v3 r on r.run_status = 'running' and to_timestamp(r.last_heartbeat_ts + s.cutoff_secs) < s.deadlines_until
  cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e
  where status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts,
                              r.last_heartbeat_ts + s.cutoff_secs + 1, s.cutoff_secs) = 'heartbeat_lost'
+   and not exists (select from status_indexer.queue q where q.run_number = r.run_number)
+ union all
+select format('the heartbeat of run %s counts from %s, and no deadline passes until %s',
+              r.run_number, r.last_heartbeat_ts - s.cutoff_secs, s.deadlines_until)
+  from status_indexer.state s
+  join runs_v3 r on r.run_status = 'failed' and to_timestamp(r.last_heartbeat_ts - s.cutoff_secs) < s.deadlines_until
+ cross join lateral status_indexer.evidence(r.flow_id, r.run_number) e
+ where to_timestamp(r.last_heartbeat_ts + s.cutoff_secs) > clock_timestamp()
+   and status_indexer.reason(e.ok, e.ok_ts, e.retry_ts, r.last_heartbeat_ts,
+                             r.last_heartbeat_ts - s.cutoff_secs + 1, s.cutoff_secs) = 'heartbeat'
    and not exists (select from status_indexer.queue q where q.run_number = r.run_number)
  union all
 select format('event %s, and the queue begins at %s', q.id, s.first_queue_id)
@@ -243,7 +253,7 @@ async fn no_interleaving_makes_the_bounds_too_late() {
 }
 
 /// What a programming error would change: in which function, which text, and by what.
-const MUTATIONS: [(&str, &str, &str, &str); 5] = [
+const MUTATIONS: [(&str, &str, &str, &str); 6] = [
     (
         "transactions in progress are forgotten",
         "publish_read_bounds",
@@ -253,8 +263,8 @@ const MUTATIONS: [(&str, &str, &str, &str); 5] = [
     (
         "an evaluation does not report an old heartbeat",
         "apply",
-        "first_expiry < now_secs",
-        "false and first_expiry < now_secs",
+        "first_change < now_secs",
+        "false and first_change < now_secs",
     ),
     (
         "fresh heartbeats are too old",
@@ -273,6 +283,12 @@ const MUTATIONS: [(&str, &str, &str, &str); 5] = [
         "publish_read_bounds",
         "= 'heartbeat_lost'",
         "= 'none'",
+    ),
+    (
+        "heartbeats ahead of the clock are left out",
+        "publish_read_bounds",
+        "min(t.due_secs)",
+        "max(null::bigint)",
     ),
 ];
 

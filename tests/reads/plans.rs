@@ -25,8 +25,8 @@ select case when i % 10 = 0 then 'Small' || 1 + i / 10 % 500 else 'Large' end,
   from generate_series(1, 20000) i;
 update status_indexer.state
    set valid_since = now(),
-       deadlines_from_secs = extract(epoch from now())::bigint - 10,
-       deadlines_until_secs = extract(epoch from now())::bigint + 6000;
+       deadlines_from = now() - interval '10 seconds',
+       deadlines_until = now() + interval '6000 seconds';
 set session_replication_role = origin";
 
 /// Conditions on the status: the text, and its parameters as SQL with their types.
