@@ -54,8 +54,8 @@ create table status_indexer.state (
   metadata_table     text not null,
   -- `trigger_functions_hash()` as installed.
   trigger_functions  text,
-  -- Between these two times, time changes no status of a run that has no row in the queue. Null before
-  -- they are known. Timestamps, because every read compares them with its own.
+  -- From the first of these times until before the second, time changes no status of a run that has no row
+  -- in the queue. Null before they are known. Timestamps, because every read compares them with its own.
   deadlines_from     timestamptz,
   deadlines_until    timestamptz,
   -- The queue has no row with a lower id.

@@ -70,7 +70,8 @@ create view status_indexer.read_state as
                  limit 1) is null
            as column_is_exact
     from (select s.*,
-                 (statement_timestamp() between s.deadlines_from and s.deadlines_until) is true as no_deadline
+                 (statement_timestamp() >= s.deadlines_from and statement_timestamp() < s.deadlines_until) is true
+                   as no_deadline
             from status_indexer.state s) s;
 
 -- The runs whose stored status is not exact in this snapshot: those with an event in the queue, and
