@@ -60,6 +60,11 @@ async fn connections_that_break_under_load_lose_no_event() {
             traffic.written() > before + 40
         })
         .await;
+        // Only a connection that is there can be lost.
+        eventually_eq(TIMEOUT, "it listens", Some(1.0), async || {
+            daemon.metric("status_indexer_listener_connected").await
+        })
+        .await;
         let lost = daemon
             .metric("status_indexer_listener_reconnects_total")
             .await;
