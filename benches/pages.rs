@@ -30,13 +30,16 @@ const CALLS: usize = 20;
 /// Events that wait in the queue for the second measurement.
 const WAITING: i64 = 1000;
 
-/// What a daemon publishes. The cutoff is a day, so that no deadline passes while the benchmark runs.
-const NO_DEADLINE: &str = "\
+/// The queue after some use, and what a daemon publishes. The cutoff is a day, so that no deadline passes
+/// while the benchmark runs.
+const IDLE: &str = "\
+insert into status_indexer.queue (flow_id, run_number)
+select 'none', n from generate_series(1, 10000) n;
 delete from status_indexer.queue;
 update status_indexer.state
    set deadlines_from = now() - interval '10 seconds',
        deadlines_until = now() + interval '600 seconds',
-       first_queue_id = 0;";
+       first_queue_id = (select last_value + 1 from status_indexer.queue_id_seq);";
 
 const COLUMNS: &str =
     "flow_id, run_number, run_id, user_name, ts_epoch, tags, system_tags, last_heartbeat_ts";
@@ -176,7 +179,7 @@ pub(crate) async fn run(env: &mut BenchEnv) -> Result<Report> {
     generic
         .batch_execute("set jit = off; set plan_cache_mode = force_generic_plan")
         .await?;
-    client.batch_execute(NO_DEADLINE).await?;
+    client.batch_execute(IDLE).await?;
     client
         .batch_execute("vacuum analyze runs_v3, status_indexer.queue, status_indexer.state")
         .await?;
