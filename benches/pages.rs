@@ -70,7 +70,7 @@ pub(crate) struct Query {
     pub(crate) flow: &'static str,
     pub(crate) statuses: &'static [&'static str],
     pub(crate) deep: bool,
-    /// Whether it reads the view; otherwise the column, which is not exact.
+    /// Whether it reads the view; otherwise the table and its column, which is not exact.
     exact: bool,
 }
 
@@ -119,14 +119,14 @@ impl Query {
         }
     }
 
-    /// A page of the view, or of the table without a filter; with a cursor if the page is deep.
+    /// A page of the view or of the table; with a cursor if the page is deep.
     fn sql(&self) -> String {
         let cursor = if self.deep {
             " and (ts_epoch, run_number) < ($2::bigint, $3::int)"
         } else {
             ""
         };
-        let (view, column) = if self.exact {
+        let (source, column) = if self.exact {
             ("status_indexer.runs", "status")
         } else {
             ("runs_v3", "run_status")
@@ -136,9 +136,9 @@ impl Query {
             .iter()
             .map(|status| format!("{column} = '{status}'"))
             .collect();
-        let (source, condition) = match &wanted[..] {
-            [] => ("runs_v3", String::new()),
-            wanted => (view, format!(" and ({})", wanted.join(" or "))),
+        let condition = match &wanted[..] {
+            [] => String::new(),
+            wanted => format!(" and ({})", wanted.join(" or ")),
         };
         format!(
             "select {COLUMNS} from {source} where flow_id = $1{condition}{cursor} {ORDER} limit 50"
@@ -284,6 +284,7 @@ impl Measured {
 async fn beside_floor(client: &Client, query: Query, middle: (i64, i32)) -> Result<Measured> {
     let floor = Query {
         statuses: &[],
+        exact: false,
         flow: BIG_FLOW,
         ..query
     };

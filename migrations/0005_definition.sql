@@ -250,9 +250,9 @@ $$;
 
 -- The same in the other direction. No time is later than the end of the year 9999: the type could not
 -- hold it.
-create function status_indexer.moment(secs numeric) returns timestamptz
+create function status_indexer.moment(secs double precision) returns timestamptz
 language sql immutable strict parallel safe as $$
-  select to_timestamp(least(secs, 253402300799)::double precision)
+  select to_timestamp(least(secs, 253402300799))
 $$;
 
 -- The database's clock, seconds since the epoch. `now()` does not advance during a transaction.

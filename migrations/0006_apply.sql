@@ -64,8 +64,6 @@ declare
   now_secs           numeric;
   cutoff             bigint;
   keeps_finish       boolean;
-  -- The earliest time at which time changes one of the statuses.
-  first_change       numeric;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
@@ -200,15 +198,14 @@ begin
                                       'run_number', run_number,
                                       'value', status_indexer.evidence_text(ok_id)))
            filter (where invalid),
-         min(status_indexer.next_change(reason, heartbeat, now_secs, cutoff))
-    into changes, invalid, first_change
+         min(status_indexer.next_change(reason, heartbeat, now_secs, cutoff))::double precision
+    into changes, invalid, next_deadline
     from evaluated;
-  next_deadline := first_change;
 
   -- Readers do not look at deadlines until `deadlines_until`, which never lies beyond this sum.
-  if first_change < now_secs + cutoff - status_indexer.fresh_secs(cutoff) then
+  if next_deadline < now_secs + cutoff - status_indexer.fresh_secs(cutoff) then
     update status_indexer.state
-       set deadlines_until = least(deadlines_until, status_indexer.moment(first_change)),
+       set deadlines_until = least(deadlines_until, status_indexer.moment(next_deadline)),
            read_bounds_version = read_bounds_version + 1;
   end if;
 

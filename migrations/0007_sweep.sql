@@ -247,7 +247,7 @@ begin
 
   if all_over then
     update status_indexer.state
-       set deadlines_from = status_indexer.moment(mark_secs::numeric),
+       set deadlines_from = status_indexer.moment(mark_secs),
            -- Null for a time before the epoch, which the type may not hold.
            deadlines_until = case when until >= 0 then status_indexer.moment(until) end,
            first_queue_id = first_id,

@@ -54,7 +54,7 @@ drop function if exists status_indexer.status(text);
 drop function if exists status_indexer.read_boolean(anyelement);
 drop function if exists status_indexer.parse_boolean(text);
 drop function if exists status_indexer.clock();
-drop function if exists status_indexer.moment(numeric);
+drop function if exists status_indexer.moment(double precision);
 drop function if exists status_indexer.seconds(timestamptz);
 drop function if exists status_indexer.fresh_secs(bigint);
 drop function if exists status_indexer.cutoff();

@@ -263,8 +263,8 @@ const MUTATIONS: [(&str, &str, &str, &str); 6] = [
     (
         "an evaluation does not report an old heartbeat",
         "apply",
-        "first_change < now_secs",
-        "false and first_change < now_secs",
+        "next_deadline < now_secs",
+        "false and next_deadline < now_secs",
     ),
     (
         "fresh heartbeats are too old",
